@@ -1,0 +1,66 @@
+"""Install the rooms of the house under one name.
+
+The folders `kernels`, `storage` and `train` stand at the top of the repository and are installed as `btr.kernels`,
+`btr.storage` and `btr.train`, because `kernels` on the import path belongs to another package.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+ROOMS = {"btr": "btr", "btr.kernels": "kernels", "btr.storage": "storage", "btr.train": "train"}  # import name: folder
+
+
+def find_packages() -> dict[str, str]:
+    """Map every package to its folder: the rooms, and each folder below them that has an `__init__.py`."""
+    found: dict[str, str] = {}
+    for name, folder in ROOMS.items():
+        for init in (HERE / folder).rglob("__init__.py"):
+            below = init.parent.relative_to(HERE / folder).parts
+            found[".".join((name, *below))] = "/".join((folder, *below))
+    return found
+
+
+def read_version() -> str:
+    """Read `__version__` in the text of `btr/__init__.py`: importing it would need what is about to be installed."""
+    text = (HERE / "btr" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError('btr/__init__.py has no line of the form __version__ = "1.2.3"')
+    return match.group(1)
+
+
+PACKAGES = find_packages()
+
+setup(
+    name="btr",
+    version=read_version(),
+    description="Binary token representations: a reader that keeps every passage as bits and answers from them",
+    license="Apache-2.0",
+    packages=sorted(PACKAGES),
+    package_dir=PACKAGES,
+    package_data={"btr": ["py.typed", "default_reader/*"], "btr.serve": ["*.html"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.0",
+        "numpy>=2.0",
+        "numba>=0.60",
+        "lmdb>=1.5",
+        "bitarray>=3",
+        "datasets>=3",
+        "safetensors>=0.5",
+        "tokenizers>=0.22",
+        "bm25s>=0.2",
+        "zstandard>=0.22",
+        "fastapi>=0.115",
+        "uvicorn>=0.30",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6.100", "httpx>=0.27", "setuptools>=77"],  # a test builds the wheel
+        "dev": ["ruff>=0.15", "mypy>=1.18", "matplotlib>=3.9"],
+    },
+    entry_points={"console_scripts": ["btr = btr.__main__:main"]},
+)

@@ -1,0 +1,72 @@
+"""The one entry point: what it prints, what it hands on, and what it leaves alone."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from btr import __version__
+from btr.__main__ import COMMANDS, main
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"btr {__version__}\n"
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_gives_each_command_one_line(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([flag]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, (_, purpose) in COMMANDS.items():
+        assert [line.split(maxsplit=1) for line in lines].count([name, purpose]) == 1
+
+
+def test_no_command_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    streams = capsys.readouterr()
+    assert streams.out == "" and streams.err.startswith("usage: btr ")
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [("serv", "did you mean 'serve'?"), ("xyzzy", "there are: precompute, serve, store, train, eval, bench")],
+)
+def test_unknown_command_is_bad_input(typed: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([typed]) == 2
+    streams = capsys.readouterr()
+    assert streams.out == "" and streams.err == f"error: unknown command {typed!r}; {hint}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_gets_the_rest_and_gives_the_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[list[str]] = []
+    module = ModuleType(COMMANDS[name][0])
+    module.main = lambda argv: received.append(argv) or 2  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert main([name, "corpus", "--limit", "3"]) == 2
+    assert received == [["corpus", "--limit", "3"]]
+
+
+def test_process_takes_its_arguments_and_exits_with_the_code() -> None:
+    done = subprocess.run([sys.executable, "-m", "btr", "serv"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "did you mean 'serve'?" in done.stderr
+
+
+def test_help_loads_no_tensor_library() -> None:
+    code = "import sys; from btr.__main__ import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_names_itself_in_its_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if importlib.util.find_spec(COMMANDS[name][0]) is None:
+        pytest.skip(f"{COMMANDS[name][0]} is not written yet")
+    with pytest.raises(SystemExit) as left:
+        main([name, "--help"])
+    assert left.value.code == 0
+    assert re.match(rf"usage: (btr |python -m btr\.){name} ", capsys.readouterr().out)
