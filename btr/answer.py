@@ -1,0 +1,79 @@
+"""What a reader gives back: the text, how sure it is, where it looked, where the time went."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from btr.config import Mode
+from btr.t5 import Generation
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """An answer and where it came from.
+
+    text: as the passage with the most evidence that holds it writes it, else as decoded.
+    score: mean log-probability per decoded token, end of sequence included.
+    timings: seconds by phase (tokenize, expand, encode, project, decode); of the whole batch.
+    tokens: the ids decoded, without end of sequence.
+    evidence: float32 (N,), the passages' shares of the decoder's attention to passages, averaged over layers, heads, steps.
+    token_evidence: per passage, float32 (T,): the attention to each of its tokens.
+    """
+
+    text: str
+    score: float
+    mode: Mode
+    timings: dict[str, float]
+    tokens: tuple[int, ...]
+    evidence: np.ndarray
+    token_evidence: tuple[np.ndarray, ...]
+
+
+def surface(text: str, passages: Sequence[tuple[str, str]], evidence: np.ndarray) -> str:
+    """Return `text` as it is written in the (title, text) with the most evidence that holds it, else as it is.
+
+    A reader with a lower-cased vocabulary cannot know how a name is written; the passage does.
+    """
+    if not text.strip():
+        return text
+    whole = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)", re.IGNORECASE)
+    for n in np.argsort(-evidence, kind="stable"):
+        found = whole.search(passages[n][1]) or whole.search(passages[n][0])
+        if found:
+            return found.group()
+    return text
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the rows of one question left for the decoder: the question's tokens Q and each row's length, in order."""
+
+    question: int
+    lengths: tuple[int, ...]
+    passages: tuple[tuple[str, str], ...]  # (title, text) of each row
+
+
+def read_off(
+    generation: Generation,
+    b: int,
+    memory: Memory,
+    tokenizer: Tokenizer,
+    eos: int,
+    mode: Mode,
+    timings: dict[str, float],
+) -> Answer:
+    """Cut answer b out of a batch's generation."""
+    decoded = generation.tokens[b].tolist()
+    tokens = tuple(decoded[: decoded.index(eos)] if eos in decoded else decoded)
+    steps = min(len(tokens) + 1, len(decoded))
+    attention, ends = generation.attention[b].numpy(), np.cumsum(memory.lengths)
+    spans = zip(ends, memory.lengths, strict=True)
+    token_evidence = tuple(attention[end - length + memory.question : end] for end, length in spans)
+    evidence = np.array([part.sum() for part in token_evidence], np.float32)
+    evidence /= max(float(evidence.sum()), 1e-12)
+    text = surface(tokenizer.decode(list(tokens)), memory.passages, evidence)
+    score = float(generation.log_probability[b, :steps].mean())
+    return Answer(text, score, mode, dict(timings), tokens, evidence, token_evidence)

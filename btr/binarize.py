@@ -1,0 +1,58 @@
+"""Calibrated binarization: a token's normalised state becomes D signs and one scalar (BTR §3.1, arXiv 2310.01329).
+
+Inside encoder layer k+1, after its first RMSNorm: u = w * h / s with s the root mean square of h. Kept: b = sign(u - mean) and s.
+Rebuilt: u_hat = mean + magnitude * b for attention, h_hat = u_hat * s / w for the residual stream.
+The paper's variant is mean = 0, magnitude = 1; 'channel' learns both per channel, starting from statistics of u.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+SMALLEST_WEIGHT = 1e-3  # a norm weight nearer to 0 than this is treated as this when dividing by it
+
+
+def straight_through_sign(x: Tensor) -> Tensor:
+    """Return ±1, 0 counting as -1; the gradient is that of tanh(x) (BTR §3.1)."""
+    soft = torch.tanh(x)
+    return soft + (torch.where(x > 0, 1.0, -1.0).to(x.dtype) - soft).detach()
+
+
+class Binarizer(nn.Module):
+    """Signs of u and their values: mean (D,) and magnitude (D,), float32."""
+
+    def __init__(self, width: int, calibration: Literal["channel", "paper"] = "channel") -> None:
+        super().__init__()
+        trained = calibration == "channel"
+        self.calibration = calibration
+        self.mean = nn.Parameter(torch.zeros(width), requires_grad=trained)
+        self.magnitude = nn.Parameter(torch.ones(width), requires_grad=trained)
+
+    @torch.no_grad()
+    def calibrate(self, u: Tensor) -> None:
+        """Set mean = mean(u) and magnitude = mean |u - mean| from normalised states (M, D); the paper's variant has nothing to set.
+
+        Raises:
+            ValueError: no tokens to calibrate from.
+        """
+        if not len(u):
+            raise ValueError("calibration needs at least one token, got 0; pass non-empty passages")
+        if self.calibration == "channel":
+            self.mean.copy_(u.float().mean(0))
+            self.magnitude.copy_((u.float() - self.mean).abs().mean(0).clamp(min=1e-6))
+
+    def signs(self, u: Tensor) -> Tensor:
+        """Return the bits of u (..., D) as booleans: True where u > mean."""
+        return u.float() > self.mean
+
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return u_hat and b = ±1, both float32 (..., D); gradients pass straight through tanh((u - mean) / magnitude)."""
+        b = straight_through_sign((u.float() - self.mean) / self.magnitude.detach())
+        return self.mean + self.magnitude * b, b
+
+
+def safe_weight(weight: Tensor) -> Tensor:
+    """Keep norm weights (D,) float32 away from 0, so that h_hat = u_hat * s / w stays finite."""
+    weight = weight.float()
+    return torch.where(weight.abs() < SMALLEST_WEIGHT, SMALLEST_WEIGHT, weight)

@@ -1,0 +1,250 @@
+"""Reader folders: Hugging Face T5 checkpoints in and out, plus what binarization adds.
+
+A folder holds `config.json`, `model.safetensors` (transformers' names), `tokenizer.json`, and for a BTR reader `btr_config.json` and
+`btr.safetensors` (the binarizer's mean and magnitude). transformers reads the same folder as a plain T5.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from btr.config import ConfigError, ReaderConfig, T5Config
+from btr.errors import InputError
+from btr.fid import FiD
+from btr.t5 import T5
+
+# ours -> transformers', per layer; block sub-layers are self-attention 0, [cross-attention 1], feed-forward last
+ATTENTION = {"q", "k", "v", "o"}
+WANTED = ["*.json", "*.safetensors", "*.bin", "spiece.model"]
+
+
+def hf_name(name: str, gated: bool) -> str:
+    """Translate one of our tensor names to transformers' T5 name."""
+    if name in ("embedding.weight", "head.weight"):
+        return {"embedding.weight": "shared.weight", "head.weight": "lm_head.weight"}[name]
+    stack, rest = name.split(".", 1)
+    if rest == "norm.weight":
+        return f"{stack}.final_layer_norm.weight"
+    if rest == "position_bias.table.weight":
+        return f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    match = re.fullmatch(r"layers\.(\d+)\.(\w+?)(_norm)?\.(?:(\w+)\.)?weight", rest)
+    if match is None:
+        raise KeyError(f"no transformers name for {name!r}")
+    layer, part, norm, matrix = match.groups()
+    index = {"attention": 0, "cross": 1, "ffn": 1 if stack == "encoder" else 2}[part]
+    where = f"{stack}.block.{layer}.layer.{index}"
+    if norm:
+        return f"{where}.layer_norm.weight"
+    if part == "ffn":
+        return (
+            f"{where}.DenseReluDense.{ {'wo': 'wo', 'gate': 'wi_0', 'wi': 'wi_1' if gated else 'wi'}[matrix] }.weight"
+        )
+    return f"{where}.{'SelfAttention' if part == 'attention' else 'EncDecAttention'}.{matrix}.weight"
+
+
+def resolve(path_or_id: str) -> Path:
+    """Return the folder of a reader, downloading a hub id's files if it is not a folder.
+
+    Raises:
+        InputError: neither a folder with config.json nor a hub id that can be had.
+    """
+    folder = Path(path_or_id)
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise InputError(
+                f"{folder}: no config.json, so this is not a reader; pass a folder written by save_pretrained, or a hub id"
+            )
+        return folder
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path_or_id):
+        raise InputError(f"{path_or_id}: no such folder, and not a hub id of the form owner/name")
+    from huggingface_hub import snapshot_download  # only when a hub is asked for
+
+    try:
+        return Path(snapshot_download(path_or_id, allow_patterns=WANTED))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path_or_id}: no such folder, and the hub gave nothing ({reason}); check the name or the network"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; InputError names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); fetch or write the reader again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds {type(value).__name__}, expected an object; fetch or write the reader again")
+    return value
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Read all tensors of a checkpoint: safetensors (sharded or not), else a PyTorch file without code in it.
+
+    Raises:
+        InputError: no weights, or damaged ones.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    else:
+        files = [path for path in (folder / "model.safetensors", folder / "pytorch_model.bin") if path.exists()][:1]
+    if not files or not all(path.exists() for path in files):
+        raise InputError(f"{folder}: no model.safetensors or pytorch_model.bin; copy the weights next to config.json")
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            tensors |= (
+                load_file(path)
+                if path.suffix == ".safetensors"
+                else torch.load(path, map_location="cpu", weights_only=True)
+            )
+        except Exception as error:
+            raise InputError(f"{path}: damaged weights ({str(error).splitlines()[0]}); copy the file again") from error
+    return tensors
+
+
+def load_t5(folder: Path, dtype: torch.dtype) -> T5:
+    """Build a T5 from a Hugging Face folder.
+
+    Raises:
+        InputError: tensors missing or of other shapes than config.json says, or a dtype other than float32 and bfloat16.
+    """
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise InputError(f"dtype is {dtype}; T5 overflows in float16: use float32 or bfloat16")
+    tensors = read_tensors(folder)
+    shared = tensors.get("shared.weight", tensors.get("encoder.embed_tokens.weight"))
+    head = tensors.get("lm_head.weight")
+    # Read the tensors, not the flag: tied heads are often saved twice, untied ones under a config that says tied.
+    tied = head is None or (shared is not None and torch.equal(head, shared))
+    try:
+        config = T5Config.from_hf(read_json(folder / "config.json"), tied)
+    except (ConfigError, TypeError) as error:
+        raise InputError(f"{folder / 'config.json'}: {error}") from error
+    with torch.device("meta"):
+        model = T5(config)
+    gated = config.feed_forward_proj == "gated-gelu"
+    found, wrong = {}, []
+    for name, parameter in model.named_parameters():
+        tensor = shared if name == "embedding.weight" else tensors.get(hf_name(name, gated))
+        if tensor is None or tensor.shape != parameter.shape:
+            there = None if tensor is None else tuple(tensor.shape)
+            wrong.append(f"{hf_name(name, gated)} is {there}, expected {tuple(parameter.shape)}")
+        else:
+            found[name] = tensor.to(dtype)
+    if wrong:
+        raise InputError(
+            f"{folder}: {len(wrong)} tensors are missing or do not fit config.json ({wrong[0]}); copy the checkpoint again"
+        )
+    model.load_state_dict(found, assign=True, strict=False)
+    if tied:
+        model.head.weight = model.embedding.weight
+    return model.eval()
+
+
+def t5_tensors(model: T5) -> dict[str, Tensor]:
+    """Return the tensors of a T5 under transformers' names; a tied head is left out."""
+    gated = model.config.feed_forward_proj == "gated-gelu"
+    return {hf_name(name, gated): parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Load tokenizer.json, or convert spiece.model by way of transformers."""
+    path = folder / "tokenizer.json"
+    if path.exists():
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise InputError(f"{path}: not a tokenizer ({error}); copy the file again") from error
+    if not (folder / "spiece.model").exists():
+        raise InputError(f"{folder}: no tokenizer.json or spiece.model; save the tokenizer next to config.json")
+    from transformers import AutoTokenizer  # slow to import, rarely needed
+
+    return AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer
+
+
+def load_reader(folder: Path, dtype: torch.dtype, k: int | None) -> FiD:
+    """Build the model of a reader folder; a plain T5 gets k (None: full mode only) and an uncalibrated binarizer.
+
+    Raises:
+        InputError: as `load_t5`, or a k that contradicts the folder or the number of layers.
+    """
+    t5 = load_t5(folder, dtype)
+    settings = folder / "btr_config.json"
+    try:
+        config = ReaderConfig.from_dict(read_json(settings)) if settings.exists() else ReaderConfig(k=k or 0)
+        if k is not None and k != config.k:
+            raise ConfigError(
+                f"k is {config.k} in btr_config.json and {k} was asked for; leave k out, or train a reader with k = {k}"
+            )
+        model = FiD(t5, config)
+    except (ConfigError, ValueError, TypeError) as error:
+        raise InputError(f"{folder}: {error}") from error
+    if settings.exists() and config.k:
+        if not (folder / "btr.safetensors").exists():
+            raise InputError(
+                f"{folder}: btr_config.json has k = {config.k} but btr.safetensors is missing; copy it too"
+            )
+        model.binarizer.load_state_dict(load_file(folder / "btr.safetensors"))
+    return model.eval()
+
+
+def save_reader(model: FiD, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a reader folder; every file appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.t5.config
+    write(
+        folder / "config.json",
+        json.dumps(config.to_hf() | {"dtype": str(model.t5.dtype).removeprefix("torch.")}, indent=2),
+    )
+    write(folder / "tokenizer.json", tokenizer.to_str())
+    eos = tokenizer.id_to_token(config.eos_token_id)
+    pad = tokenizer.id_to_token(config.pad_token_id)
+    write(
+        folder / "tokenizer_config.json",
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos, "pad_token": pad}, indent=2),
+    )
+    tensors(folder / "model.safetensors", t5_tensors(model.t5))
+    if model.config.k:
+        tensors(
+            folder / "btr.safetensors",
+            {name: tensor.contiguous() for name, tensor in model.binarizer.state_dict().items()},
+        )
+    write(folder / "btr_config.json", json.dumps(asdict(model.config), indent=2))
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file by way of a temporary one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def tensors(path: Path, values: dict[str, Tensor]) -> None:
+    """Write a safetensors file by way of a temporary one, reaching the disk before the rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(values, temporary, metadata={"format": "pt"})
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def digest(values: Iterable[tuple[str, Tensor]], *texts: str) -> str:
+    """Return 16 hexadecimal digits of SHA-256 over named tensors (as float32) and texts."""
+    hasher = hashlib.sha256()
+    for text in texts:
+        hasher.update(text.encode() + b"\0")
+    for name, value in values:
+        hasher.update(name.encode() + b"\0" + value.detach().float().cpu().contiguous().numpy().tobytes())
+    return hasher.hexdigest()[:16]

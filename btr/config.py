@@ -1,0 +1,147 @@
+"""Shapes and settings of a reader: frozen values, unknown keys refused."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+Mode = Literal["full", "float", "binary"]
+MODES: tuple[Mode, ...] = ("full", "float", "binary")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one line."""
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """Shape of a T5: 1.0 (ReLU, tied head, scaled output) or 1.1 / LM-adapt / Flan (gated GELU, own head, no scaling).
+
+    Whether the head is tied is read from the tensors on disk, not from here (`btr.checkpoint`).
+    """
+
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_decoder_layers: int = 6
+    num_heads: int = 8
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    dropout_rate: float = 0.1
+    layer_norm_epsilon: float = 1e-6
+    feed_forward_proj: str = "relu"
+    tied_head: bool = True
+    scale_decoder_outputs: bool = True
+    pad_token_id: int = 0
+    eos_token_id: int = 1
+    decoder_start_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.feed_forward_proj not in ("relu", "gated-gelu"):
+            raise ConfigError(
+                f"feed_forward_proj is {self.feed_forward_proj!r}; known: 'relu' (T5 1.0), 'gated-gelu' (T5 1.1)"
+            )
+
+    @classmethod
+    def from_hf(cls, hf: dict[str, Any], tied_head: bool) -> "T5Config":
+        """Read a Hugging Face `config.json`; keys that do not shape the model are ignored.
+
+        Raises:
+            ConfigError: not a T5, or a value out of what this implementation knows.
+        """
+        if hf.get("model_type") != "t5":
+            raise ConfigError(f"model_type is {hf.get('model_type')!r}, expected 't5'; BTR reads T5 checkpoints")
+        names = {f.name for f in fields(cls)}
+        known = {key: value for key, value in hf.items() if key in names and value is not None}
+        known.setdefault("num_decoder_layers", known.get("num_layers", cls.num_layers))
+        known.setdefault("scale_decoder_outputs", hf.get("tie_word_embeddings") is not False)
+        known["tied_head"] = tied_head
+        if isinstance(known.get("eos_token_id"), list):
+            raise ConfigError(f"eos_token_id is {known['eos_token_id']}; one end-of-sequence id is supported")
+        return cls(**known)
+
+    def to_hf(self) -> dict[str, Any]:
+        """Write the Hugging Face form, readable by transformers' T5Config."""
+        hf = asdict(self)
+        hf.pop("tied_head")
+        return hf | {
+            "architectures": ["T5ForConditionalGeneration"],
+            "model_type": "t5",
+            "is_encoder_decoder": True,
+            "tie_word_embeddings": self.scale_decoder_outputs,
+        }
+
+
+T5_SHAPES: dict[str, T5Config] = {
+    "tiny": T5Config(
+        vocab_size=512, d_model=64, d_kv=16, d_ff=128, num_layers=4, num_decoder_layers=2, num_heads=4, dropout_rate=0.0
+    ),
+    "small": T5Config(
+        vocab_size=16384,
+        d_model=256,
+        d_kv=32,
+        d_ff=768,
+        num_layers=6,
+        num_decoder_layers=3,
+        num_heads=8,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+    ),
+    "base": T5Config(
+        d_model=768,
+        d_ff=2048,
+        num_layers=12,
+        num_decoder_layers=12,
+        num_heads=12,
+        feed_forward_proj="gated-gelu",
+        tied_head=False,
+        scale_decoder_outputs=False,
+    ),
+    "large": T5Config(
+        d_model=1024,
+        d_ff=2816,
+        num_layers=24,
+        num_decoder_layers=24,
+        num_heads=16,
+        feed_forward_proj="gated-gelu",
+        tied_head=False,
+        scale_decoder_outputs=False,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ReaderConfig:
+    """How a reader splits, binarizes and limits its input; `btr_config.json`.
+
+    k is the number of lower encoder layers run apart (0: the reader knows `full` mode only).
+    calibration is 'channel' (u_hat = mean + magnitude * sign(u - mean)) or 'paper' (u_hat = sign(u)).
+    Limits are in tokens: question without the end of sequence, passage with it.
+    """
+
+    k: int = 0
+    calibration: Literal["channel", "paper"] = "channel"
+    default_mode: Mode = "full"
+    max_question_tokens: int = 64
+    max_passage_tokens: int = 320
+    format_version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.calibration not in ("channel", "paper"):
+            raise ConfigError(f"calibration is {self.calibration!r}; known: 'channel', 'paper'")
+        if self.default_mode not in MODES:
+            raise ConfigError(f"default_mode is {self.default_mode!r}; known: {', '.join(MODES)}")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ReaderConfig":
+        """Build from JSON, refusing unknown keys and newer formats."""
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if values.get("format_version", 1) > cls.format_version:
+            raise ConfigError(
+                f"reader format {values['format_version']} is newer than {cls.format_version}, the newest this btr reads; upgrade btr"
+            )
+        if unknown:
+            raise ConfigError(
+                f"unknown keys in btr_config.json: {', '.join(unknown)}; known: {', '.join(f.name for f in fields(cls))}"
+            )
+        return cls(**values)

@@ -1,0 +1,98 @@
+"""Fusion-in-Decoder over T5, with the three ways to hold a passage: full, float, binary. Tensors only.
+
+FiD (Izacard & Grave 2021, arXiv 2007.01282): each row is [question; passage]; the decoder attends to all rows of a question.
+Decomposed (DeFormer; BTR §3): layers 1..k see question and passage apart, layers k+1..n see the row. T5's position bias depends on
+distance alone, so a passage encoded from position 0 and placed after the question is exact.
+
+`rows` runs whole rows under a block-diagonal mask: the definition, and what training uses.
+`lower` and `join` run the same arithmetic in two halves: what the offline and the runtime side use.
+
+Shapes: R rows (questions x passages), T row tokens, Q question tokens, P passage tokens, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from btr.binarize import Binarizer, safe_weight
+from btr.config import Mode, ReaderConfig
+from btr.t5 import T5, RMSNorm
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What `FiD.rows` saw. memory (R, T, D) after the last norm; joined (R, T, D): residual stream entering layer k+1, as the passage
+    is held in this mode; apart (R, T, D): the same before binarization; signs (R, T, D) ±1 with straight-through gradient, or None."""
+
+    memory: Tensor
+    joined: Tensor
+    apart: Tensor
+    signs: Tensor | None
+
+
+class FiD(nn.Module):
+    """T5 plus the binarizer at layer k+1."""
+
+    def __init__(self, t5: T5, config: ReaderConfig) -> None:
+        super().__init__()
+        if not 0 <= config.k < t5.config.num_layers:
+            raise ValueError(
+                f"k is {config.k}, the encoder has {t5.config.num_layers} layers; choose 1 <= k <= {t5.config.num_layers - 1}"
+            )
+        self.t5 = t5
+        self.config = config
+        self.binarizer = Binarizer(t5.config.d_model, config.calibration)
+
+    @property
+    def join_norm(self) -> RMSNorm:
+        """The first RMSNorm of layer k+1, where u is taken."""
+        return self.t5.encoder.layers[self.config.k].attention_norm
+
+    def binarized(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return h_hat (residual), u_hat (normalised) and the signs ±1 of hidden (..., D)."""
+        norm = self.join_norm
+        u_hat, signs = self.binarizer(norm(hidden))
+        h_hat = u_hat / safe_weight(norm.weight) * norm.rms(hidden)
+        return h_hat.to(hidden.dtype), u_hat.to(hidden.dtype), signs
+
+    def rows(self, ids: Tensor, lengths: Tensor, question_lengths: Tensor, mode: Mode) -> Rows:
+        """Encode rows ids (R, T), lengths (R,), the first question_lengths (R,) tokens of each being the question."""
+        encoder, k = self.t5.encoder, self.config.k
+        positions = torch.arange(ids.shape[1], device=ids.device)[None]
+        mask = positions < lengths[:, None]
+        passage = positions >= question_lengths[:, None]
+        hidden = self.t5.embed(ids)
+        joint = encoder.bias(positions, mask)
+        if mode == "full":
+            apart = encoder(hidden, joint, 0, k)
+        else:
+            blocks = mask[:, None, :] & (passage[:, None, :] == passage[:, :, None])
+            apart = encoder(hidden, encoder.bias(positions, blocks), 0, k)
+        joined, normed, signs = apart, None, None
+        if mode == "binary":
+            h_hat, u_hat, signs = self.binarized(apart)
+            joined = torch.where(passage[..., None], h_hat, apart)
+            normed = torch.where(passage[..., None], u_hat, self.join_norm(apart))
+        return Rows(encoder.finish(encoder(joined, joint, k, None, normed)), joined, apart, signs)
+
+    def lower(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Run layers 1..k on questions or passages alone: ids (R, T) -> residual stream (R, T, D)."""
+        positions = torch.arange(ids.shape[1], device=ids.device)[None]
+        bias = self.t5.encoder.bias(positions, positions < lengths[:, None])
+        return self.t5.encoder(self.t5.embed(ids), bias, 0, self.config.k)
+
+    def join(self, hidden: Tensor, lengths: Tensor, normed: Tensor | None) -> Tensor:
+        """Run layers k+1..n on rows (R, T, D), question before passage without a gap, to memory (R, T, D).
+
+        normed (R, T, D): what the first norm of layer k+1 gives, with u_hat in place of passage tokens (binary); None computes it.
+        """
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        bias = self.t5.encoder.bias(positions, positions < lengths[:, None])
+        return self.t5.encoder.finish(self.t5.encoder(hidden, bias, self.config.k, None, normed))
+
+    def answer_logits(self, memory: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+        """Score labels (B, S) from memory (R, T, D), R a multiple of B, rows of a question adjacent; returns (B, S, V)."""
+        B, (_, T, D) = labels.shape[0], memory.shape
+        mask = torch.arange(T, device=memory.device)[None] < lengths[:, None]
+        return self.t5.answer_logits(labels, memory.reshape(B, -1, D), mask.reshape(B, -1))

@@ -1,0 +1,389 @@
+"""The reader: questions and passages in, answers out. The figure of the paper in one file.
+
+    offline    passage -> layers 1..k -> norm of layer k+1 -> sign        1 bit a dimension and one scalar a token (Encoded)
+    runtime    question -> layers 1..k  \\
+               bits -> u_hat, h_hat      -> layers k+1..n, per passage -> memory -> decoder -> answer
+
+Shapes: B questions, N passages, R rows (question x passage), T row tokens, M tokens of all passages, D width.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from btr import kernels
+from btr.answer import Answer, Memory, read_off
+from btr.binarize import safe_weight
+from btr.checkpoint import digest, load_reader, load_tokenizer, resolve, save_reader
+from btr.config import MODES, Mode, ReaderConfig
+from btr.errors import InputError
+from btr.fid import FiD
+from btr.storage.encoded import Encoded
+from btr.t5 import Generation
+
+DEFAULT_READER = Path(__file__).parent / "default_reader"
+BATCH_TOKENS = 16384  # tokens of a batch in the encoder, padding counted
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class PassageText(Protocol):
+    """What the reader needs of a passage."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
+
+class Stopwatch:
+    """Adds up seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
+
+
+def length_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Yield indices in batches of like length, longest first, each of at most `budget` tokens with padding (or one row)."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def titled(passages: "Sequence[PassageText] | Encoded") -> list[tuple[str, str]]:
+    """Return the (title, text) pairs of passages, encoded or not."""
+    if isinstance(passages, Encoded):
+        return list(zip(passages.titles, passages.texts, strict=True))
+    return [(passage.title, passage.text) for passage in passages]
+
+
+class Reader:
+    """A Fusion-in-Decoder reader over text. Not thread-safe in `calibrate`; answering changes nothing."""
+
+    def __init__(self, model: FiD, tokenizer: Tokenizer, name: str = "") -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_id: str | Path | None = None, *, k: int | None = None, dtype: str = "float32"
+    ) -> "Reader":
+        """Load a reader folder or hub id; None is the reader shipped with btr. A plain Hugging Face T5 answers in `full` mode, and
+        with k in the others too (then `calibrate` it, or the signs have the paper's mean 0 and magnitude 1).
+
+        Raises:
+            InputError: missing or damaged files, a model that is not T5, a dtype other than float32 and bfloat16, a wrong k.
+        """
+        if dtype not in DTYPES:
+            raise InputError(f"dtype is {dtype!r}; use {' or '.join(DTYPES)} (T5 overflows in float16)")
+        if path_or_id is None and not DEFAULT_READER.is_dir():
+            raise InputError("this installation has no default reader; pass a reader folder or a hub id")
+        folder = resolve(str(path_or_id if path_or_id is not None else DEFAULT_READER))
+        return cls(load_reader(folder, DTYPES[dtype], k), load_tokenizer(folder), str(path_or_id or "default"))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the reader as a folder that `from_pretrained`, and transformers as a plain T5, can read."""
+        save_reader(self.model, self.tokenizer, Path(folder))
+
+    @property
+    def config(self) -> ReaderConfig:
+        """How the reader splits, binarizes and limits."""
+        return self.model.config
+
+    @property
+    def D(self) -> int:
+        """Width of a token's vector."""
+        return self.model.t5.config.d_model
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over all that stored bits depend on: embedding, layers 1..k, the norm and means, shape, tokenizer.
+
+        Weights count as bfloat16, so that a reader has one fingerprint in both precisions.
+        """
+        if self._fingerprint is None:
+            encoder, k = self.model.t5.encoder, self.config.k
+            lower = [encoder.position_bias, *encoder.layers[:k], self.model.join_norm, self.model.t5.embedding]
+            tensors = [
+                (f"{i}.{name}", p.bfloat16()) for i, part in enumerate(lower) for name, p in part.named_parameters()
+            ]
+            shape = asdict(replace(self.model.t5.config, dropout_rate=0.0))
+            facts = (
+                repr(sorted((name, shape[name]) for name in shape if "decoder" not in name))
+                + f"{k} {self.config.calibration}"
+            )
+            self._fingerprint = digest([*tensors, ("mean", self.model.binarizer.mean)], facts, self.tokenizer_hash)
+        return self._fingerprint
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """16 hexadecimal digits of the tokenizer."""
+        return digest([], self.tokenizer.to_str())
+
+    def calibrate(self, passages: Sequence[PassageText]) -> None:
+        """Set the binarizer's mean and magnitude from a sample of passages (a few hundred are enough)."""
+        ids, _ = self.passage_ids(titled(passages))
+        normed = [self.model.join_norm(states) for _, states in self._lower(ids)]
+        self.model.binarizer.calibrate(torch.cat(normed))
+        self._fingerprint = None
+
+    def question_ids(self, question: str) -> list[int]:
+        """Tokenize `question: …`, without end of sequence.
+
+        Raises:
+            InputError: blank, or longer than the reader's limit.
+        """
+        if not question.strip():
+            raise InputError("the question is blank; ask something")
+        ids = self.tokenizer.encode(f"question: {question.strip()}", add_special_tokens=False).ids
+        if len(ids) > self.config.max_question_tokens:
+            raise InputError(
+                f"the question has {len(ids)} tokens, this reader reads {self.config.max_question_tokens}; shorten it"
+            )
+        return ids
+
+    def passage_ids(self, passages: Sequence[tuple[str, str]]) -> tuple[list[list[int]], int]:
+        """Tokenize (title, text) pairs as `title: … context: …` with end of sequence; returns ids and how many were cut to the limit.
+
+        Raises:
+            InputError: a passage without text.
+        """
+        for n, (_, text) in enumerate(passages):
+            if not text.strip():
+                raise InputError(f"passage {n + 1} of {len(passages)} has no text; leave it out")
+        room = self.config.max_passage_tokens - 1
+        found = self.tokenizer.encode_batch(
+            [f"title: {title} context: {text}" for title, text in passages], add_special_tokens=False
+        )
+        eos = self.model.t5.config.eos_token_id
+        return [[*e.ids[:room], eos] for e in found], sum(len(e.ids) > room for e in found)
+
+    def _check_mode(self, mode: Mode) -> None:
+        if mode not in MODES:
+            raise InputError(f"mode is {mode!r}; use one of {', '.join(MODES)}")
+        if mode != "full" and not self.config.k:
+            raise InputError(
+                f"mode {mode!r} needs a split layer and this reader has none; load it with k, or use mode 'full'"
+            )
+
+    def encode_passages(self, passages: Sequence[PassageText], mode: Mode = "binary") -> Encoded:
+        """Read passages once, apart from any question: signs (mode 'binary') or states (mode 'float') after layer k.
+
+        Raises:
+            InputError: a passage without text, or a reader without k.
+        """
+        return self.encode_ids(passages, self.passage_ids(titled(passages))[0], mode)
+
+    @torch.inference_mode()
+    def encode_ids(
+        self, passages: Sequence[PassageText], ids: Sequence[Sequence[int]], mode: Mode = "binary"
+    ) -> Encoded:
+        """Encode passages whose tokens `passage_ids` has made; as `encode_passages`."""
+        self._check_mode(mode)
+        if mode == "full":
+            raise InputError("mode 'full' reads passages with the question and keeps nothing; use 'binary' or 'float'")
+        lengths = np.array([len(row) for row in ids], np.int32)
+        offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+        M, W = int(offsets[-1]), -(-self.D // 64)
+        scale = np.zeros(M, np.float16)
+        packed = np.zeros((M, W), np.uint64) if mode == "binary" else None
+        states = np.zeros((M, self.D), np.float32) if mode == "float" else None
+        for i, hidden in self._lower(ids):
+            at = slice(offsets[i], offsets[i + 1])
+            scale[at] = self.model.join_norm.rms(hidden).clamp(max=65504).squeeze(-1).numpy()
+            if packed is not None:
+                packed[at] = kernels.pack(self.model.binarizer.signs(self.model.join_norm(hidden)).numpy())
+            if states is not None:
+                states[at] = hidden.float().numpy()
+        texts = ((p.id, p.title, p.text) for p in passages)
+        names, titles, contents = zip(*texts, strict=True) if passages else ((), (), ())
+        return Encoded(
+            self.fingerprint,
+            self.D,
+            names,
+            titles,
+            contents,
+            lengths,
+            np.array([t for row in ids for t in row], np.uint32),
+            scale,
+            packed,
+            states,
+        )
+
+    @torch.inference_mode()
+    def _lower(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
+        """Yield (index, residual stream (T, D) after layer k) of each token sequence, batched by length."""
+        for batch in length_batches([len(row) for row in ids], BATCH_TOKENS):
+            rows, lengths = self._pad([ids[i] for i in batch])
+            hidden = self.model.lower(rows, lengths)
+            yield from ((i, hidden[r, : len(ids[i])]) for r, i in enumerate(batch))
+
+    def _pad(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Pad token sequences to (R, T); returns ids and lengths (R,)."""
+        rows = torch.full((len(ids), max(map(len, ids))), self.model.t5.config.pad_token_id)
+        for r, row in enumerate(ids):
+            rows[r, : len(row)] = torch.tensor(row)
+        return rows, torch.tensor([len(row) for row in ids])
+
+    def answer(
+        self,
+        question: str,
+        passages: "Sequence[PassageText] | Encoded",
+        mode: Mode | None = None,
+        max_new_tokens: int = 32,
+    ) -> Answer:
+        """Answer one question from passages, or from what `encode_passages` or a store gave. mode None: the reader's own.
+
+        Raises:
+            InputError: blank or over-long question, no passages, an Encoded of another reader or of another mode.
+        """
+        return self.answer_batch([question], [passages], mode, max_new_tokens)[0]
+
+    @torch.inference_mode()
+    def answer_batch(
+        self,
+        questions: Sequence[str],
+        passages: "Sequence[Sequence[PassageText] | Encoded]",
+        mode: Mode | None = None,
+        max_new_tokens: int = 32,
+    ) -> list[Answer]:
+        """Answer B questions, each from its own passages; as `answer`, decoded together."""
+        mode = mode or self.config.default_mode
+        self._check_mode(mode)
+        if len(questions) != len(passages):
+            raise InputError(
+                f"{len(questions)} questions and {len(passages)} lists of passages; pass one list per question"
+            )
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {max_new_tokens}; use 1 or more")
+        watch = Stopwatch()
+        with watch("tokenize"):
+            asked = [self.question_ids(question) for question in questions]
+        states, memories = [], []
+        for ids, given in zip(asked, passages, strict=True):
+            if not len(given):
+                raise InputError("no passages to read; pass at least one")
+            flat, lengths = self._remember(ids, given, mode, watch)
+            states.append(flat)
+            memories.append(Memory(len(ids), tuple(lengths), tuple(titled(given))))
+        generation = self._decode(states, max_new_tokens, watch)
+        eos = self.model.t5.config.eos_token_id
+        return [
+            read_off(generation, b, memory, self.tokenizer, eos, mode, watch.seconds)
+            for b, memory in enumerate(memories)
+        ]
+
+    def _remember(
+        self, question: list[int], given: "Sequence[PassageText] | Encoded", mode: Mode, watch: Stopwatch
+    ) -> tuple[Tensor, list[int]]:
+        """Encode a question with its passages: memory (rows' tokens, D), row after row, and the rows' lengths."""
+        if mode == "full":
+            with watch("tokenize"):
+                rows = [question + ids for ids in self.passage_ids(titled(given))[0]]
+            with watch("encode"):
+                return self._in_batches(
+                    [len(row) for row in rows], lambda batch: self._encode_full([rows[i] for i in batch])
+                )
+        with watch("encode"):
+            encoded = given if isinstance(given, Encoded) else self.encode_passages(given, mode)
+            self._check_encoded(encoded, mode)
+            asked = self.model.lower(*self._pad([question]))[0]
+        with watch("expand"):
+            hidden, normed = self._expand(encoded)
+            asked_normed = self.model.join_norm(asked)
+        Q, offsets = len(question), encoded.offsets
+
+        def join(batch: list[int]) -> tuple[Tensor, Tensor]:
+            lengths = torch.tensor([Q + int(encoded.lengths[i]) for i in batch])
+            filled = [
+                self._rows(stream, start, batch, offsets, int(lengths.max()))
+                for stream, start in ((hidden, asked), (normed, asked_normed))
+                if stream is not None
+            ]
+            return self.model.join(filled[0], lengths, filled[1] if normed is not None else None), lengths
+
+        with watch("encode"):
+            return self._in_batches([Q + int(n) for n in encoded.lengths], join)
+
+    def _check_encoded(self, encoded: Encoded, mode: Mode) -> None:
+        if encoded.fingerprint != self.fingerprint:
+            raise InputError(
+                f"the passages were encoded by reader {encoded.fingerprint}, this reader is {self.fingerprint}; encode them again with this one"
+            )
+        if (encoded.packed if mode == "binary" else encoded.states) is None:
+            raise InputError(
+                f"mode {mode!r} was asked for and the passages hold {'signs' if mode == 'float' else 'float states'}; encode them with encode_passages(passages, mode={mode!r})"
+            )
+
+    def _encode_full(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        ids, lengths = self._pad(rows)
+        return self.model.t5.encode(ids, torch.arange(ids.shape[1])[None] < lengths[:, None]), lengths
+
+    def _expand(self, encoded: Encoded) -> tuple[Tensor, Tensor | None]:
+        """Turn what is kept into the residual stream h_hat (M, D) and, for bits, u_hat (M, D), in the reader's dtype."""
+        dtype = self.model.t5.dtype
+        if encoded.packed is None:
+            return torch.from_numpy(encoded.states).to(dtype), None
+        binarizer, bf16 = self.model.binarizer, dtype == torch.bfloat16
+        weight = safe_weight(self.model.join_norm.weight)
+
+        def expand(divisor: Tensor, scale: np.ndarray | None) -> Tensor:
+            mean, magnitude = ((v / divisor).float().numpy() for v in (binarizer.mean, binarizer.magnitude))
+            values = torch.from_numpy(kernels.expand(encoded.packed, encoded.D, mean, magnitude, scale, bf16=bf16))
+            return values.view(torch.bfloat16) if bf16 else values
+
+        return expand(weight, encoded.scale.astype(np.float32)), expand(torch.ones_like(weight), None)
+
+    @staticmethod
+    def _rows(flat: Tensor, start: Tensor, batch: list[int], offsets: np.ndarray, T: int) -> Tensor:
+        """Lay out rows (R, T, D): the question's tokens `start` (Q, D), then the passage's from `flat` (M, D), then zeros."""
+        rows = flat.new_zeros(len(batch), T, flat.shape[1])
+        rows[:, : len(start)] = start
+        for r, i in enumerate(batch):
+            rows[r, len(start) : len(start) + offsets[i + 1] - offsets[i]] = flat[offsets[i] : offsets[i + 1]]
+        return rows
+
+    def _in_batches(
+        self, lengths: list[int], encode: Callable[[list[int]], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, list[int]]:
+        """Encode rows in batches of like length, and lay their tokens end to end in the original order, without padding."""
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        memory = torch.empty(int(offsets[-1]), self.D, dtype=self.model.t5.dtype)
+        for batch in length_batches(lengths, BATCH_TOKENS):
+            states, _ = encode(batch)
+            for r, i in enumerate(batch):
+                memory[offsets[i] : offsets[i + 1]] = states[r, : lengths[i]]
+        return memory, lengths
+
+    def _decode(self, memories: list[Tensor], max_new_tokens: int, watch: Stopwatch) -> Generation:
+        """Decode greedily; memories: per question (tokens, D)."""
+        t5 = self.model.t5
+        with watch("project"):
+            sizes = torch.tensor([len(m) for m in memories])
+            memory = torch.nn.utils.rnn.pad_sequence(memories, batch_first=True)
+            projected = t5.decoder.project(memory)
+        with watch("decode"):
+            mask = torch.arange(memory.shape[1])[None] < sizes[:, None]
+            return t5.greedy(mask, projected, max_new_tokens)
