@@ -1,0 +1,1 @@
+"""Make a reader: losses, stages, and the one loop that runs them."""
