@@ -1,0 +1,302 @@
+"""Read passages and questions in every format the field uses; the format is told from the first record.
+
+Passages (`read_passages`):
+    Atlas       {"id", "title", "text", "section"?}         the section is added to the title
+    article     {"id", "title", "text"}                     the same form; long ones are cut
+    DPR         tab-separated, first line `id text title`   columns in any order
+    FlashRAG    {"id", "contents"}                          the first line of the contents is the title
+    BEIR        {"_id", "title", "text"}
+    KILT        {"wikipedia_id", "wikipedia_title", "text": [paragraph, ...]}
+    a folder    holding `passages.jsonl`, or BEIR's `corpus.jsonl`
+    a data set  `owner/name`, `owner/name:configuration` or `owner/name:configuration:split` on the Hugging Face hub,
+                whose rows have one of the forms above
+Questions (`read_questions`):
+    Atlas, FiD  {"id"?, "question", "answers", "ctxs"?: [{"id"?, "title"?, "text", "is_gold"?}, ...]}
+    FlashRAG    {"id", "question", "golden_answers"}
+    MMLU        {"question", "options", "answer"}           options as {"A": ...} or a list; the answer is the letter
+    FEVER       {"id", "claim", "label"?}                   the label is the answer
+    BEIR        {"_id", "text"}                             no answers
+    DPR         tab-separated, `question`, `['answer', ...]`
+    a folder    holding `questions.jsonl`, or BEIR's `queries.jsonl`
+
+JSON comes as one object a line or as one array. Files may be compressed by gzip, xz or zstd. Memory does not grow with
+the file. Text is taken as it stands; only the two spaces around a cut and the quotes of a tab-separated field go.
+"""
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from btr.answer_lists import looks_like_list, parse_answers, unquote
+from btr.errors import InputError
+from btr.hub import read_hub
+from btr.records import Line, Record, open_records
+
+PASSAGE_FILES = ("passages.jsonl", "corpus.jsonl")
+QUESTION_FILES = ("questions.jsonl", "queries.jsonl")
+SUFFIXES = ("", ".gz", ".xz", ".zst")
+LONG = 1.5  # a text of more than this many passages' words is cut
+SHORT = 0.2  # a last piece of fewer than this many passages' words stays with the piece before it
+
+_HUB = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?::([\w.-]+))?")
+_FILE_NAME = re.compile(r"\.(jsonl?|tsv|csv|txt|parquet|gz|xz|zst)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A passage to read: its id, unique in the corpus, and its title, which may be empty."""
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question, its accepted answers, and what came with it.
+
+    `answers` is empty where the file gives none. `gold` runs along `passages`, or is empty where the file marks none.
+    `options` are (letter, text) pairs of a multiple-choice question, whose answer is the letter.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    passages: tuple[Passage, ...] = ()
+    gold: tuple[bool, ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(slots=True)
+class Tally:
+    """Count what was not taken as it stood, for the caller to report."""
+
+    empty: int = 0  # passages skipped because they hold no text
+    cut: int = 0  # texts cut into several passages
+    repaired: int = 0  # questions whose list of answers was broken text and was taken apart by rule
+
+
+def read_passages(
+    path: str | os.PathLike[str], *, limit: int | None = None, words: int = 100, tally: Tally | None = None
+) -> Iterator[Passage]:
+    """Yield the passages of a corpus, in order, cutting long texts into pieces of `words` words.
+
+    A text of more than 1.5 * `words` words becomes passages `<id>:0`, `<id>:1`, ...; see `cut_text`. Words are runs
+    between white space, so a text in a script without spaces is never cut. Passages without text are skipped and
+    counted in `tally`.
+
+    Args:
+        limit: the largest number of passages to yield.
+    Raises:
+        InputError: not found, damaged, malformed, of no known format, or without a single passage.
+    """
+    tally = Tally() if tally is None else tally
+    name = os.fspath(path)
+    found = (piece for passage in _whole_passages(name, tally) for piece in _cut(passage, words, tally))
+    count = 0
+    for passage in itertools.islice(found, limit):
+        count += 1
+        yield passage
+    if not count and limit != 0:
+        raise InputError(f"{name}: no passage to read ({tally.empty} without text); give at least one")
+
+
+def cut_text(text: str, words: int) -> list[str]:
+    """Cut a text into pieces of `words` words, dropping the white space at the cuts and the ends and nothing else.
+
+    A last piece of fewer than a fifth of `words` (3 words read alone mean nothing) stays with the piece before it, so
+    that every piece has between `words` / 5 and 1.2 * `words` words, unless the whole text is shorter.
+
+    Raises:
+        ValueError: `words` is not positive.
+    """
+    if words < 1:
+        raise ValueError(f"words is {words}; a passage needs at least 1")
+    spans = [match.span() for match in re.finditer(rf"\S+(?:\s+\S+){{0,{words - 1}}}", text)]
+    if len(spans) > 1 and len(text[slice(*spans[-1])].split()) < words * SHORT:
+        spans[-2:] = [(spans[-2][0], spans[-1][1])]
+    return [text[start:end] for start, end in spans]
+
+
+def _cut(passage: Passage, words: int, tally: Tally) -> Iterator[Passage]:
+    if len(passage.text.split()) <= words * LONG:
+        yield passage
+        return
+    tally.cut += 1
+    for number, piece in enumerate(cut_text(passage.text, words)):
+        yield Passage(f"{passage.id}:{number}", passage.title, piece)
+
+
+def _whole_passages(name: str, tally: Tally) -> Iterator[Passage]:
+    convert = None
+    for record in _passage_records(name):
+        convert = convert or _passage_format(record)
+        passage = convert(record)
+        if passage.text and not passage.text.isspace():
+            yield passage
+        else:
+            tally.empty += 1
+
+
+def _passage_records(name: str) -> Iterator[Record]:
+    if not os.path.exists(name) and not _FILE_NAME.search(name) and (hub := _HUB.fullmatch(name)):
+        return read_hub(name, *hub.groups())
+    return open_records(_find_file(name, PASSAGE_FILES), _read_table)
+
+
+def _find_file(name: str, wanted: tuple[str, ...]) -> str:
+    """Return the file to read: `name` itself, or the first of the wanted files in a folder of that name."""
+    if not os.path.isdir(name):
+        return name
+    for path in (os.path.join(name, file + suffix) for file in wanted for suffix in SUFFIXES):
+        if os.path.isfile(path):
+            return path
+    raise InputError(f"{name}: a folder without {' or '.join(wanted)}; name the file to read, or rename it so")
+
+
+def _read_table(lines: Iterator[Line]) -> Iterator[Record]:
+    """Read lines split by tabs; the first names the columns."""
+    where, header = next(lines, ("", ""))
+    names = [unquote(name) for name in header.split("\t")]
+    if header and not {"id", "text"} <= set(names):
+        cure = "begin it with a line 'id<tab>text<tab>title', or give one JSON object on each line"
+        raise InputError(f"{where}: neither JSON nor a table with columns 'id' and 'text'; {cure}")
+    for where, line in lines:
+        cells = line.split("\t")
+        if len(cells) != len(names):
+            cure = "take tabs and line breaks out of the text"
+            raise InputError(f"{where}: {len(cells)} columns, the first line names {len(names)}; {cure}")
+        yield Record(where, dict(zip(names, map(unquote, cells), strict=True)))
+
+
+def _passage_format(record: Record) -> Callable[[Record], Passage]:
+    """Choose the form of a file by the fields of its first record."""
+    found = record.fields.keys()
+    if "wikipedia_id" in found:
+        return _from_kilt
+    if "contents" in found and "text" not in found:
+        return _from_flashrag
+    if "_id" in found or "id" in found:
+        return lambda record: _from_titled(record, "_id" if "_id" in found else "id")
+    cure = "give 'id', 'title' and 'text' (the other formats are in the help of btr.corpus)"
+    record.fail(f"no passage in a record of {', '.join(found) or 'no field'}", cure)
+
+
+def _from_titled(record: Record, id_name: str) -> Passage:
+    title, section = record.text("title", ""), record.text("section", "")
+    return Passage(record.identifier(id_name), f"{title}: {section}" if section else title, record.text("text"))
+
+
+def _from_flashrag(record: Record) -> Passage:
+    title, newline, text = record.text("contents").partition("\n")
+    if not newline:
+        title, text = "", title
+    return Passage(record.identifier("id"), unquote(title), text)
+
+
+def _from_kilt(record: Record) -> Passage:
+    title, paragraphs = record.text("wikipedia_title"), record.fields.get("text")
+    if not isinstance(paragraphs, list) or not all(isinstance(paragraph, str) for paragraph in paragraphs):
+        record.fail("'text' is not a list of paragraphs", "write it as [paragraph, ...]")
+    if paragraphs and paragraphs[0].strip() == title.strip():  # KILT repeats the title as the first paragraph
+        paragraphs = paragraphs[1:]
+    text = record.whole("text", "\n".join(paragraph.rstrip("\n") for paragraph in paragraphs))
+    return Passage(record.identifier("wikipedia_id"), title, text)
+
+
+def read_questions(
+    path: str | os.PathLike[str], *, limit: int | None = None, tally: Tally | None = None
+) -> Iterator[Question]:
+    """Yield the questions of a file, in order; one without an id is given its number, from 0.
+
+    Passages that come with a question are never cut; those without text are skipped and counted in `tally`.
+
+    Raises:
+        InputError: not found, damaged, malformed, of no known format, or without a single question.
+    """
+    tally = Tally() if tally is None else tally
+    name = os.fspath(path)
+    records = itertools.islice(open_records(_find_file(name, QUESTION_FILES), _read_pairs), limit)
+    number = -1
+    for number, record in enumerate(records):
+        yield _question(record, number, tally)
+    if number < 0 and limit != 0:
+        raise InputError(f"{name}: no question to read; give at least one")
+
+
+def _read_pairs(lines: Iterator[Line]) -> Iterator[Record]:
+    """Read lines `question<tab>['answer', ...]`."""
+    for where, line in lines:
+        question, tab, answers = line.partition("\t")
+        answers = unquote(answers.strip(" "))
+        if not tab or not looks_like_list(answers):
+            cure = "write question<tab>['answer', ...], or one JSON object on each line"
+            raise InputError(f"{where}: neither JSON nor a question and a list of answers; {cure}")
+        yield Record(where, {"question": unquote(question), "answers": answers})
+
+
+def _question(record: Record, number: int, tally: Tally) -> Question:
+    known = [name for name in ("question", "claim", "text") if name in record.fields]
+    asked = known[0] if known and (known[0] != "text" or "_id" in record.fields) else "question"
+    text = record.text(asked)
+    if not text.strip():
+        record.fail(f"{asked!r} is blank", "give a question or take the record away")
+    id_name = next((name for name in ("_id", "id") if record.fields.get(name) is not None), None)
+    id = record.identifier(id_name) if id_name else str(number)
+    options = _options(record)
+    answers = _choice(record, options) if options else _answers(record, asked, tally)
+    passages, gold = _evidence(record, id, tally)
+    return Question(id, text, answers, passages, gold, options)
+
+
+def _answers(record: Record, asked: str, tally: Tally) -> tuple[str, ...]:
+    names = ("label",) if asked == "claim" else ("answers", "golden_answers", "answer", "target")
+    name = next((name for name in names if record.fields.get(name) is not None), None)
+    if name is None:
+        return ()
+    value = record.fields[name]
+    if isinstance(value, str):
+        value, sound = parse_answers(value) if looks_like_list(value) else ([value], True)
+        tally.repaired += not sound
+    if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
+        record.fail(f"{name!r} is neither text nor a list of texts", f"write {name!r} as ['answer', ...]")
+    return tuple(record.whole(name, answer) for answer in value if answer.strip())
+
+
+def _options(record: Record) -> tuple[tuple[str, str], ...]:
+    name = "options" if "options" in record.fields else "choices"
+    value = record.fields.get(name) or {}
+    if isinstance(value, list):
+        value = {chr(ord("A") + place): text for place, text in enumerate(value)}
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        record.fail(f"{name!r} is neither an object nor a list of texts", f"write {name!r} as {{'A': text, ...}}")
+    return tuple((letter, record.whole(name, text)) for letter, text in value.items())
+
+
+def _choice(record: Record, options: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """Return the letter of the right option, given as the letter or as its place from 0."""
+    letters, answer = [letter for letter, _ in options], record.fields.get("answer")
+    if answer is None:
+        return ()
+    if type(answer) is int and 0 <= answer < len(letters):
+        return (letters[answer],)
+    if answer not in letters:
+        record.fail(f"'answer' is {answer!r}, none of the options {', '.join(letters)}", "give the letter of an option")
+    return (str(answer),)
+
+
+def _evidence(record: Record, id: str, tally: Tally) -> tuple[tuple[Passage, ...], tuple[bool, ...]]:
+    passages, gold = [], []
+    given = record.objects("ctxs")
+    for place, item in enumerate(given):
+        text = item.text("text")
+        if not text.strip():
+            tally.empty += 1
+            continue
+        own = item.identifier("id") if item.fields.get("id") is not None else f"{id}:{place}"
+        passages.append(Passage(own, item.text("title", ""), text))
+        gold.append(item.flag("is_gold"))
+    marked = any("is_gold" in item.fields for item in given)
+    return tuple(passages), tuple(gold) if marked else ()
