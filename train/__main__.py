@@ -64,7 +64,7 @@ def add_stage(stage: argparse.ArgumentParser) -> None:
     data = stage.add_argument_group("what to learn from")
     data.add_argument("--text", help="passages or articles for cloze questions")
     data.add_argument("--text-passages", type=int, default=100_000, help="passages of --text to use")
-    data.add_argument("--text-words", type=int, default=100, help="words of text around a cloze question's sentence")
+    data.add_argument("--text-words", type=int, default=100, help="words a passage is cropped to, around the sentence with the answer")
     data.add_argument("--blanks", type=float, default=0.0, help="share of cloze examples that ask for a whole sentence")
     data.add_argument(
         "--text-share", type=float, default=0.5, help="share of cloze questions when there are --questions too"
@@ -147,7 +147,7 @@ def build_sources(options: argparse.Namespace) -> list[tuple[Source, float]]:
     if options.questions:
         excluded = {q.question.lower() for path in options.exclude for q in read_questions(path)}
         asked = [q for path in options.questions for q in read_questions(path) if q.question.lower() not in excluded]
-        sources.append((FileSource(from_questions(asked), options.passages), 1 - share if options.text else 1.0))
+        sources.append((FileSource(from_questions(asked), options.passages, options.text_words), 1 - share if options.text else 1.0))
     if not sources:
         raise InputError("nothing to learn from; pass --text, --questions or both")
     return sources

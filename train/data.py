@@ -114,7 +114,7 @@ def cloze(sentence: str, rng: random.Random) -> tuple[str, str] | None:
     room = rng.randint(5, 14)
     left = max(0, start - rng.randint(room // 3, room))
     right = min(len(words), stop + max(2, room - (start - left)))
-    stop_drop, drop = rng.choice([(0.0, 0.0), (0.3, 0.05), (0.6, 0.15), (0.9, 0.3)])
+    stop_drop, drop = rng.choice([(0.0, 0.0), (0.0, 0.0), (0.3, 0.05), (0.6, 0.15), (0.9, 0.3)])
     kept = [
         [w.strip('.,;:()"') for w in part if rng.random() >= (stop_drop if w.lower() in STOPWORDS else drop)]
         for part in (words[left:start], words[stop:right])
@@ -125,9 +125,9 @@ def cloze(sentence: str, rng: random.Random) -> tuple[str, str] | None:
     form = rng.random()
     parts = (
         [*kept[0], word, *kept[1]]
-        if form < 0.3
-        else [word, *kept[1], *kept[0]]
         if form < 0.5
+        else [word, *kept[1], *kept[0]]
+        if form < 0.7
         else [word, *kept[0], *kept[1]]
     )
     return " ".join(parts) + ("?" if rng.random() < 0.7 else ""), answer
@@ -237,22 +237,29 @@ def holds(text: str, answers: Iterable[str]) -> bool:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Examples from questions with passages."""
+    """Examples from questions with passages; passages longer than 1.15 * `words` are cropped to whole sentences."""
 
     questions: Sequence[Asked]
     passages_per_question: int
+    words: int = 100
 
     def draw(self, rng: random.Random) -> Example:
         """Take a question, an answer that the chosen gold passage holds, and some of the nearest other passages."""
         asked = rng.choice(self.questions)
-        gold = rng.choice(asked.gold)
-        held = [a for a in asked.answers if holds(gold[1], [a])] or asked.answers
+        title, text = rng.choice(asked.gold)
+        answer = rng.choice([a for a in asked.answers if holds(text, [a])] or asked.answers)
         nearest = asked.others[: 2 * self.passages_per_question]
-        return Example(
-            asked.question,
-            rng.choice(held),
-            (gold, *rng.sample(nearest, min(len(nearest), self.passages_per_question - 1))),
-        )
+        others = rng.sample(nearest, min(len(nearest), self.passages_per_question - 1))
+        gold = (title, self.crop(text, answer, rng))
+        return Example(asked.question, answer, (gold, *((title, self.crop(text, "", rng)) for title, text in others)))
+
+    def crop(self, text: str, answer: str, rng: random.Random) -> str:
+        """Keep the sentences around one that holds the answer."""
+        if len(text.split()) <= 1.15 * self.words:
+            return text
+        sentences = SENTENCE.split(text)
+        holding = [i for i, sentence in enumerate(sentences) if holds(sentence, [answer])]
+        return window(text, rng.choice(holding or range(len(sentences))), self.words, rng)
 
 
 @dataclass(frozen=True)

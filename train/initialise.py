@@ -1,17 +1,29 @@
 """Weights to start from when there is no checkpoint.
 
-T5's own scales (Raffel et al. 2020), with one change that short training from scratch lives on: half of the heads begin with
-query = key and output = valueᵀ, so that a token looks at tokens like itself and copies them (after "mimetic initialization",
-Trockman & Kolter 2023, arXiv 2305.09828). Finding the question's words in a passage, and copying an answer, is there from step 0.
+T5's own scales (Raffel et al. 2020), and on top of them, in some heads, the three circuits that reading needs and that short training
+from scratch is slow to find (after "mimetic initialization", Trockman & Kolter 2023, arXiv 2305.09828, and the induction heads of
+Olsson et al. 2022, arXiv 2209.11895):
+
+- matching: query = key and no look at itself, so that a token finds tokens like it elsewhere; half of these copy what they find;
+- contexts: a token finds tokens that have the same neighbour ("who invented" finds "Bell invented");
+- induction: an encoder head looks at the previous token, a decoder head looks for the place whose previous token is the one just
+  written, and copies what stands there.
+
+Training may unlearn all of it.
 """
 
 import torch
 
 from btr.t5 import T5, Attention, FeedForward
 
+SELF = 0  # buckets of the distances 0, -1 and +1 in a bidirectional table of 32
+BEFORE, AFTER = 1, 17
+PREFER = 8.0  # logits towards the neighbour in heads that look at it
+AVOID = -4.0  # logits away from itself in heads that match
+
 
 @torch.no_grad()
-def initialise(model: T5, seed: int, mimetic: bool = True) -> None:
+def initialise(model: T5, seed: int, circuits: bool = True) -> None:
     """Fill all weights in place, deterministically in seed."""
     generator = torch.Generator().manual_seed(seed)
     config = model.config
@@ -33,7 +45,48 @@ def initialise(model: T5, seed: int, mimetic: bool = True) -> None:
             normal(module.q.weight, (config.d_model * config.d_kv) ** -0.5)
             for linear in (module.k, module.v, module.o):
                 normal(linear.weight, linear.in_features**-0.5)
-            if mimetic:
-                half = config.num_heads // 2 * config.d_kv
-                module.q.weight[:half] = module.k.weight[:half] * config.d_kv**-0.5
-                module.o.weight[:, :half] = module.v.weight[:half].T
+    if circuits and config.num_heads >= 4:
+        build_circuits(model)
+
+
+def build_circuits(model: T5) -> None:
+    """Give the first half of all heads to matching, the next two to the neighbours and to induction, two more to contexts."""
+    config, half = model.config, model.config.num_heads // 2
+    table = model.encoder.position_bias.table.weight
+    table[SELF, :half] = AVOID
+    table[BEFORE, half] = table[AFTER, half + 1] = PREFER
+    first = model.encoder.layers[0].attention
+    for number, layer in enumerate(model.encoder.layers):
+        match(layer.attention, config.d_kv, half, copying=half // 2)
+        if number and config.num_heads >= half + 4:
+            table[SELF, half + 2 : half + 4] = AVOID
+            for head in (half, half + 1):
+                match_context(layer.attention, head + 2, first, head, config.d_kv)
+    for layer in model.decoder.layers:
+        match(layer.attention, config.d_kv, half, copying=half // 2)
+        match(layer.cross, config.d_kv, half, copying=half)
+        for head in (half, half + 1):
+            at = rows(head, config.d_kv)
+            layer.cross.q.weight[at] = first.v.weight[at] * 0.5
+            layer.cross.k.weight[at] = first.o.weight[:, at].T
+            layer.cross.o.weight[:, at] = layer.cross.v.weight[at].T
+
+
+def rows(head: int, width: int) -> slice:
+    """Return the rows of a head in a projection."""
+    return slice(head * width, (head + 1) * width)
+
+
+def match(attention: Attention, width: int, heads: int, copying: int) -> None:
+    """Make the first `heads` heads look at tokens like the asking one, and the first `copying` of them copy those."""
+    asking, copied = heads * width, copying * width
+    attention.q.weight[:asking] = attention.k.weight[:asking] * width**-0.5
+    attention.o.weight[:, :copied] = attention.v.weight[:copied].T
+
+
+def match_context(attention: Attention, head: int, first: Attention, neighbour: int, width: int) -> None:
+    """Make a head look for tokens whose neighbour, as head `neighbour` of layer 1 wrote it down, is like its own, and copy those."""
+    at = rows(head, width)
+    attention.k.weight[at] = first.o.weight[:, rows(neighbour, width)].T
+    attention.q.weight[at] = attention.k.weight[at] * width**-0.5
+    attention.o.weight[:, at] = attention.v.weight[at].T

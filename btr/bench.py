@@ -1,0 +1,200 @@
+"""Time one question in the three modes, in turn in one process: `python -m btr.bench`."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from btr import __version__
+from btr.config import T5_SHAPES, ReaderConfig
+from btr.corpus import Passage
+from btr.errors import InputError
+from btr.fid import FiD
+from btr.reader import DTYPES, Answer, Reader
+from btr.storage import Encoded, Settings, Store, StoreWriter
+from btr.t5 import T5
+
+SPLIT = {"base": 9, "large": 20}  # k of the paper
+PHASES = ("tokenize", "load", "expand", "encode", "project", "decode")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    main = argparse.ArgumentParser(
+        prog="btr bench",
+        description="Seconds per question in the modes full, float and binary, and transformers' Fusion-in-Decoder.",
+    )
+    main.add_argument(
+        "--shape",
+        choices=[*SPLIT, "default"],
+        default="base",
+        help="T5 shape with random weights, or the shipped reader",
+    )
+    main.add_argument("--passages", type=int, default=40)
+    main.add_argument("--passage-tokens", type=int, default=160)
+    main.add_argument("--question-tokens", type=int, default=32)
+    main.add_argument("--new-tokens", type=int, default=8)
+    main.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
+    main.add_argument("--runs", type=int, default=5, help="timed runs of each, after one that is not counted")
+    main.add_argument("--json", action="store_true", help="print the figures as JSON")
+    return main
+
+
+def random_reader(shape: str, dtype: torch.dtype) -> Reader:
+    """Make a reader of a T5 shape with random weights that never ends an answer, over a vocabulary of numbered words."""
+    config = replace(T5_SHAPES[shape], dropout_rate=0.0)
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, config.vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    torch.manual_seed(0)
+    model = T5(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0.0, 1.0 if "embedding" in name else parameter.shape[1] ** -0.5 / 4)
+        model.head.weight[config.eos_token_id] = 0.0
+    return Reader(FiD(model.to(dtype), ReaderConfig(k=SPLIT[shape])), tokenizer, f"random {shape}")
+
+
+def make_texts(reader: Reader, options: argparse.Namespace) -> tuple[str, list[Passage]]:
+    """Make a question and passages of exactly the asked numbers of tokens, from words of one token each."""
+    words = [w for w, i in sorted(reader.tokenizer.get_vocab().items(), key=lambda pair: pair[1]) if i > 2]
+    one = [
+        w for w in words[:4000] if len(reader.tokenizer.encode(w.removeprefix("▁"), add_special_tokens=False).ids) == 1
+    ]
+    plain = [w.removeprefix("▁") for w in one]
+
+    def fill(prefix: str, count: int, start: int) -> str:
+        room = count - len(reader.tokenizer.encode(prefix, add_special_tokens=False).ids)
+        return " ".join(plain[(start + 7 * j) % len(plain)] for j in range(max(room, 1)))
+
+    passages = [
+        Passage(str(i), f"{plain[i]}", fill(f"title: {plain[i]} context:", options.passage_tokens - 1, 31 * i))
+        for i in range(options.passages)
+    ]
+    return fill("question:", options.question_tokens, 5), passages
+
+
+def transformers_fid(reader: Reader, folder: Path, dtype: torch.dtype) -> Callable[[str, Sequence[Passage], int], None]:
+    """Return a function that answers with transformers' T5 as Fusion-in-Decoder, the same weights."""
+    from transformers import T5ForConditionalGeneration
+    from transformers.modeling_outputs import BaseModelOutput
+
+    reader.save_pretrained(folder)
+    model = T5ForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+
+    @torch.inference_mode()
+    def answer(question: str, passages: Sequence[Passage], new_tokens: int) -> None:
+        rows = [f"question: {question} title: {p.title} context: {p.text}" for p in passages]
+        ids = [[*e.ids, 1] for e in reader.tokenizer.encode_batch(rows, add_special_tokens=False)]
+        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True)
+        mask = torch.arange(padded.shape[1])[None] < torch.tensor([[len(row)] for row in ids])
+        states = model.encoder(input_ids=padded, attention_mask=mask).last_hidden_state
+        memory = BaseModelOutput(last_hidden_state=states.reshape(1, -1, states.shape[-1]))
+        model.generate(
+            encoder_outputs=memory, attention_mask=mask.reshape(1, -1), max_new_tokens=new_tokens, min_new_tokens=new_tokens,
+            do_sample=False,
+        )  # fmt: skip
+
+    return answer
+
+
+def store_of(reader: Reader, passages: Sequence[Passage], path: Path) -> Encoded:
+    """Write the passages' bits to a store; returns them as encoded."""
+    encoded = reader.encode_passages(passages)
+    settings = Settings(
+        fingerprint=reader.fingerprint, tokenizer_hash=reader.tokenizer_hash, k=reader.config.k, D=reader.D,
+        vocab_size=reader.model.t5.config.vocab_size, max_passage_tokens=reader.config.max_passage_tokens, corpus_hash="",
+    )  # fmt: skip
+    with StoreWriter.create_or_resume(path, settings) as writer:
+        writer.append(encoded, len(passages))
+        writer.finish()
+    return encoded
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Time all modes in turn, `runs` times after a warm-up."""
+    dtype = DTYPES[options.dtype]
+    default = options.shape == "default"
+    reader = Reader.from_pretrained(dtype=options.dtype) if default else random_reader(options.shape, dtype)
+    question, passages = make_texts(reader, options)
+    encoded = store_of(reader, passages, folder / "bench.btr")
+    states = reader.encode_passages(passages, "float")
+    baseline = transformers_fid(reader, folder / "reader", dtype)
+    seconds: dict[str, list[float]] = {name: [] for name in ("transformers", "full", "float", "binary")}
+    phases: dict[str, dict[str, list[float]]] = {name: {} for name in ("full", "float", "binary")}
+    with Store.open(folder / "bench.btr", reader.fingerprint) as store:
+        for run in range(options.runs + 1):
+            for name in seconds:
+                began = perf_counter()
+                if name == "transformers":
+                    baseline(question, passages, options.new_tokens)
+                else:
+                    given = {"full": passages, "float": states}.get(name) or store.get(encoded.ids)
+                    loaded = perf_counter() - began
+                    answer: Answer = reader.answer(question, given, name, options.new_tokens)  # type: ignore[arg-type]
+                if run:
+                    seconds[name].append(perf_counter() - began)
+                if run and name != "transformers":
+                    for phase, value in (answer.timings | {"load": loaded}).items():
+                        phases[name].setdefault(phase, []).append(value)
+    width = 2 if options.dtype == "bfloat16" else 4
+    signs = 0 if encoded.packed is None else encoded.packed.nbytes // encoded.num_tokens
+    held = {"float": reader.D * width, "binary": signs + encoded.scale.itemsize}
+    rows = {}
+    for name, values in seconds.items():
+        middle = {phase: statistics.median(v) for phase, v in phases.get(name, {}).items()}
+        ratios = [full / value for full, value in zip(seconds["transformers"], values, strict=True)]
+        rows[name] = {
+            "seconds": round(statistics.median(values), 4), "least": round(min(values), 4), "most": round(max(values), 4),
+            "times_transformers": round(statistics.median(ratios), 2), "bytes_per_token": held.get(name, 0),
+            "phases": {phase: round(middle[phase], 4) for phase in PHASES if phase in middle},
+        }  # fmt: skip
+    return {
+        "reader": reader.name, "k": reader.config.k, "passages": options.passages, "row_tokens": options.question_tokens + options.passage_tokens,
+        "new_tokens": len(answer.tokens), "dtype": options.dtype, "runs": options.runs, "rows": rows,
+        "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "btr": __version__,
+    }  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `btr bench`; returns the exit code."""
+    options = parser().parse_args(argv)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            figures = measure(options, Path(folder))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(figures) if options.json else table(figures))
+    return 0
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Lay out the figures for people."""
+    head = "{reader}, k {k}, {passages} passages x {row_tokens} tokens, {new_tokens} new tokens, {dtype}, "
+    head += "median of {runs}, {threads} threads, torch {torch}"
+    columns = ("s/question", "min", "max", "speed", "bytes/token", *PHASES)
+    lines = [head.format(**figures), f"{'':12} " + " ".join(f"{column:>11}" for column in columns)]
+    for name, row in figures["rows"].items():
+        cells = [f"{row[key]:.3f}" for key in ("seconds", "least", "most")]
+        cells += [f"{row['times_transformers']:.2f}x", str(row["bytes_per_token"] or "")]
+        cells += [f"{row['phases'][phase]:.3f}" if phase in row["phases"] else "" for phase in PHASES]
+        lines.append(f"{name:12} " + " ".join(f"{cell:>11}" for cell in cells))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

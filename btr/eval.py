@@ -1,0 +1,154 @@
+"""Measure a reader's answers: `python -m btr.eval QUESTIONS`, from the questions' own passages or over a store."""
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from btr.config import MODES, Mode
+from btr.corpus import Passage, Question, read_questions
+from btr.errors import InputError
+from btr.metrics import bootstrap, exact_match, f1, mean
+from btr.reader import DTYPES, Reader
+from btr.retrieve import BM25
+from btr.storage import Store, StoreError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    main = argparse.ArgumentParser(
+        prog="btr eval", description="Exact match and F1 of a reader, with 95 %% bootstrap intervals."
+    )
+    main.add_argument("questions", metavar="QUESTIONS", help="a file of questions with answers, in any known format")
+    main.add_argument("--reader", help="reader folder or hub id; default: the reader shipped with btr")
+    main.add_argument("--modes", default="binary", help="comma-separated: full, float, binary (default %(default)s)")
+    main.add_argument(
+        "--store", help="retrieve passages from this store; without it a question's own passages are read"
+    )
+    main.add_argument("--passages", type=int, default=10, help="passages per question (default %(default)s)")
+    main.add_argument("--limit", type=int, help="questions to answer")
+    main.add_argument("--max-new-tokens", type=int, default=16)
+    main.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    main.add_argument("--out", help="write each prediction to this .jsonl file")
+    main.add_argument("--json", action="store_true", help="print the figures as JSON")
+    return main
+
+
+def own_passages(question: Question, count: int) -> list[Passage]:
+    """Take the gold passage and the first others, `count` in all, in an order that depends on the question alone."""
+    marked = question.gold or (False,) * len(question.passages)
+    ranked = sorted(zip(question.passages, marked, strict=True), key=lambda pair: not pair[1])
+    gold = [p for p, is_gold in ranked if is_gold][:1]
+    chosen = (gold + [p for p, is_gold in ranked if not is_gold])[:count]
+    random.Random(question.question).shuffle(chosen)
+    return chosen
+
+
+def gather(questions: Sequence[Question], options: argparse.Namespace) -> list[list[Passage]]:
+    """Find each question's passages: its own, or the store's best by BM25."""
+    if not options.store:
+        found = [own_passages(question, options.passages) for question in questions]
+        if not all(found):
+            lacking = next(q for q, passages in zip(questions, found, strict=True) if not passages)
+            raise InputError(f"question {lacking.id!r} has no passages to read; pass --store to retrieve some")
+        return found
+    with Store.open(options.store) as store:
+        index, found = BM25.open(Path(options.store) / "bm25"), []
+        for ordinals, _ in index.search([q.question for q in questions], options.passages):
+            kept = store.at([int(i) for i in ordinals])
+            found.append([Passage(*row) for row in zip(kept.ids, kept.titles, kept.texts, strict=True)])
+        return found
+
+
+def predict(
+    reader: Reader, questions: Sequence[Question], passages: Sequence[list[Passage]], mode: Mode, most: int
+) -> Iterator[dict[str, Any]]:
+    """Answer the questions one by one."""
+    for question, read in zip(questions, passages, strict=True):
+        try:
+            answer = reader.answer(question.question, read, mode, most).text if read else ""
+        except InputError as error:  # an over-long question is a wrong answer, not the end of the run
+            answer = ""
+            print(f"warning: question {question.id!r}: {error}", file=sys.stderr)
+        yield {
+            "id": question.id, "mode": mode, "question": question.question, "answer": answer, "answers": question.answers,
+            "em": exact_match(answer, question.answers), "f1": f1(answer, question.answers),
+            "found": float(any(a.lower() in p.text.lower() for a in question.answers for p in read)),
+        }  # fmt: skip
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """Answer everything in every mode; returns the figures, in per cent."""
+    modes = [cast(Mode, mode) for mode in options.modes.split(",")]
+    if unknown := [mode for mode in modes if mode not in MODES]:
+        raise InputError(f"--modes has {unknown[0]!r}; known: {', '.join(MODES)}")
+    reader = Reader.from_pretrained(options.reader, dtype=options.dtype)
+    questions = [q for q in read_questions(options.questions, limit=options.limit) if q.answers]
+    if not questions:
+        raise InputError(f"{options.questions}: no question with answers; there is nothing to compare with")
+    passages = gather(questions, options)
+    figures: dict[str, Any] = {
+        "questions": len(questions),
+        "passages": options.passages,
+        "reader": reader.name,
+        "modes": {},
+    }
+    ems: dict[str, list[float]] = {}
+    with open(options.out, "w", encoding="utf-8") if options.out else open("/dev/null", "w") as file:
+        for mode in modes:
+            rows, began = [], time.monotonic()
+            for row in predict(reader, questions, passages, mode, options.max_new_tokens):
+                rows.append(row)
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                if len(rows) % 100 == 0:
+                    print(
+                        f"{mode}: {len(rows)}/{len(questions)}  EM {100 * mean([r['em'] for r in rows]):.1f}",
+                        file=sys.stderr,
+                    )
+            ems[mode] = [row["em"] for row in rows]
+            figures["found"] = round(100 * mean([row["found"] for row in rows]), 1)
+            figures["modes"][mode] = {
+                "em": percent(ems[mode]), "f1": percent([row["f1"] for row in rows]),
+                "seconds_per_question": round((time.monotonic() - began) / len(rows), 4),
+            }  # fmt: skip
+    if "full" in ems:
+        for mode in modes:
+            figures["modes"][mode]["em_minus_full"] = percent(
+                [a - b for a, b in zip(ems[mode], ems["full"], strict=True)]
+            )
+    return figures
+
+
+def percent(values: Sequence[float]) -> list[float]:
+    """Return [mean, low, high] in per cent: the mean and its 95 % bootstrap interval."""
+    return [round(100 * value, 1) for value in (mean(values), *bootstrap(values))]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `btr eval`; returns the exit code."""
+    options = parser().parse_args(argv)
+    try:
+        figures = evaluate(options)
+    except (InputError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(figures))
+        return 0
+    print(
+        f"{figures['questions']} questions, {figures['passages']} passages each, an answer among them for {figures['found']} %"
+    )
+    for mode, row in figures["modes"].items():
+        line = "  ".join(
+            f"{name} {row[name][0]} [{row[name][1]}, {row[name][2]}]" for name in row if isinstance(row[name], list)
+        )
+        print(f"{mode:7} {line}  {row['seconds_per_question']} s/question")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
