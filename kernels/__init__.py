@@ -1,0 +1,188 @@
+"""Bits in, integers and floats out: pack signs, expand them again, count how many differ.
+
+M and P tokens of D channels are M and P rows of W = ceil(D/64) uint64 words.  `reference` defines every result, and the
+bit order; `jit` gives the same bits faster.  Which of the two runs is decided at the first call: what `use` was told,
+else the environment variable BTR_KERNELS ("numba" or "numpy"), else Numba if it is there.  Numba is not imported
+before a kernel needs it.
+
+Arguments may be non-contiguous, read-only or of either byte order; wrong dtypes and shapes raise ValueError.
+"""
+
+import importlib
+import importlib.util
+import operator
+import os
+import warnings
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["backend", "expand", "hamming", "nearest", "pack", "unpack", "use"]
+
+_MODULES = {"numba": "btr.kernels.jit", "numpy": "btr.kernels.reference"}
+_name: str | None = None
+
+
+def use(name: str) -> None:
+    """Choose the back end of all later calls, in all threads: "numba" or "numpy".
+
+    Raises ValueError for another name, ImportError if Numba is not installed.
+    """
+    global _name
+    _name = _known(name, "btr.kernels.use")
+
+
+def backend() -> str:
+    """Return the name of the back end in use; if none was chosen yet, choose it as this module's text says.
+
+    Raises ValueError or ImportError as `use`, if BTR_KERNELS names the back end.
+    """
+    global _name
+    if _name is None:
+        asked = os.environ.get("BTR_KERNELS")
+        _name = _known(asked, "the environment variable BTR_KERNELS") if asked else _default()
+    return _name
+
+
+def _known(name: str, source: str) -> str:
+    if name not in _MODULES:
+        raise ValueError(f"{source} names the back end {name!r}, known are {sorted(_MODULES)}: name one of these")
+    if name == "numba" and importlib.util.find_spec("numba") is None:
+        raise ImportError(f"{source} names 'numba', which is not installed: pip install numba, or name 'numpy'")
+    return name
+
+
+def _default() -> str:
+    """Return "numba" if it can be imported, else "numpy", with a warning if Numba is there but broken."""
+    if importlib.util.find_spec("numba") is None:
+        return "numpy"
+    try:
+        importlib.import_module(_MODULES["numba"])
+    except ImportError as error:
+        warnings.warn(f"Numba cannot be imported ({error}): using the slower NumPy kernels", stacklevel=5)
+        return "numpy"
+    return "numba"
+
+
+def _kernels() -> ModuleType:
+    return importlib.import_module(_MODULES[backend()])
+
+
+def pack(signs: ArrayLike) -> NDArray[np.uint64]:
+    """Pack signs (..., D), bool or any real dtype, into uint64 words (..., W): > 0 is 1; 0, -0, NaN and less are 0.
+
+    Padding bits are 0.  Raises ValueError unless the dtype is bool or real and D >= 1.
+    """
+    array = np.asarray(signs)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"signs has dtype {array.dtype}, expected bool or a real number: convert it, e.g. to float32")
+    if array.ndim == 0 or array.shape[-1] == 0:
+        raise ValueError(f"signs has shape {array.shape}, expected (..., D) with D >= 1: give every token its channels")
+    rows = _clean(array).reshape(-1, array.shape[-1])
+    packed: NDArray[np.uint64] = _kernels().pack(rows)
+    return packed.reshape(*array.shape[:-1], packed.shape[1])
+
+
+def unpack(packed: ArrayLike, D: int) -> NDArray[np.int8]:
+    """Unpack words (..., W) into int8 (..., D) of +1 and -1; padding bits are not read.
+
+    Raises ValueError unless packed is uint64 and W = ceil(D/64).
+    """
+    words = _words("packed", packed)
+    width = _width(words, D)
+    signs: NDArray[np.int8] = _kernels().unpack(words.reshape(-1, words.shape[-1]), width)
+    return signs.reshape(*words.shape[:-1], width)
+
+
+def expand(
+    packed: ArrayLike,
+    D: int,
+    mean: ArrayLike,
+    magnitude: ArrayLike,
+    scale: ArrayLike | None = None,
+    bf16: bool = False,
+) -> NDArray[Any]:
+    """Expand words (M, W) into values float32 (M, D), or their bfloat16 patterns uint16 (M, D).
+
+    With b = +1 or -1 the value is fl32(mean + magnitude*b), then, if scale is given, fl32(value * scale[m]); bf16
+    rounds that once more, to nearest with ties to even.  mean and magnitude are float32 (D,), scale is float32 or
+    float16 (M,).
+    Infinities in scale give infinities of the product's sign, overflow too; infinity times 0 and NaN give the one NaN
+    0x7fc00000 (0x7fc0); there are no floating-point warnings.  Padding bits are not read.
+
+    Raises ValueError for other dtypes or shapes.
+    """
+    words = _words("packed", packed, rows_only=True)
+    channels = [_floats(name, value, (_width(words, D),)) for name, value in (("mean", mean), ("magnitude", magnitude))]
+    factors = None if scale is None else _floats("scale", scale, words.shape[:1], half=True)
+    kernels = _kernels()
+    values: NDArray[Any] = (kernels.expand_bfloat16 if bf16 else kernels.expand)(words, *channels, factors)
+    return values
+
+
+def hamming(a: ArrayLike, b: ArrayLike) -> NDArray[np.int32]:
+    """Count the bits that differ between every row of a (M, W) and of b (P, W): int32 (M, P), exact for D < 2**31.
+
+    All W words are compared, so padding bits must be equal, as `pack` leaves them.
+    Raises ValueError unless both are uint64 matrices of the same W.
+    """
+    distance: NDArray[np.int32] = _kernels().hamming(*_pair(a, b))
+    return distance
+
+
+def nearest(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Find for every row of a (M, W) the nearest row of b (P, W): index int64 (M,), distance in bits int32 (M,).
+
+    Ties go to the lowest index.  Needs memory for M + P rows, not for M*P distances.
+    Raises ValueError unless both are uint64 matrices of the same W, and if P = 0.
+    """
+    rows, candidates = _pair(a, b)
+    if len(candidates) == 0:
+        raise ValueError(f"b has shape {candidates.shape}, expected P >= 1 rows: do not ask when there is no candidate")
+    found: tuple[NDArray[np.int64], NDArray[np.int32]] = _kernels().nearest(rows, candidates)
+    return found
+
+
+def _clean(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the array itself or a copy that is C-contiguous, aligned and of native byte order."""
+    return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
+
+
+def _words(name: str, value: ArrayLike, rows_only: bool = False) -> NDArray[np.uint64]:
+    words = np.asarray(value)
+    if words.dtype.newbyteorder("=") != np.uint64:
+        raise ValueError(f"{name} has dtype {words.dtype}, expected uint64: make it with btr.kernels.pack")
+    if words.ndim == 0 or words.shape[-1] == 0 or (rows_only and words.ndim != 2):
+        shape = "(rows, W)" if rows_only else "(..., W)"
+        raise ValueError(f"{name} has shape {words.shape}, expected {shape}, W >= 1: reshape it to one row per token")
+    return _clean(words)
+
+
+def _pair(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    rows, others = _words("a", a, rows_only=True), _words("b", b, rows_only=True)
+    if rows.shape[1] != others.shape[1]:
+        raise ValueError(f"a has {rows.shape[1]} words per row, b has {others.shape[1]}: compare tokens of the same D")
+    return rows, others
+
+
+def _width(words: NDArray[np.uint64], D: int) -> int:
+    width = operator.index(D)
+    if width < 1 or words.shape[-1] != -(-width // 64):
+        raise ValueError(
+            f"packed has {words.shape[-1]} words per token, D = {width} needs {max(0, -(-width // 64))}: "
+            "pass the D that was packed"
+        )
+    return width
+
+
+def _floats(name: str, value: ArrayLike, shape: tuple[int, ...], half: bool = False) -> NDArray[np.float32]:
+    floats = np.asarray(value)
+    known = (np.float32, np.float16) if half else (np.float32,)
+    if floats.dtype.newbyteorder("=") not in known:
+        expected = " or ".join(np.dtype(kind).name for kind in known)
+        raise ValueError(f"{name} has dtype {floats.dtype}, expected {expected}: convert it with .astype(np.float32)")
+    if floats.shape != shape:
+        raise ValueError(f"{name} has shape {floats.shape}, expected {shape}: pass the one made for packed and D")
+    return np.require(floats, np.float32, ["C", "A"])

@@ -1,0 +1,87 @@
+"""Define what the kernels compute, in NumPy; every other back end promises equality to the bit.
+
+Bit order, stated here and only here.  Channel 64*w + j of a token is bit j (of value 2**j) of its word w: little-endian
+order, the least significant bit first.  A set bit is the sign +1, a clear bit -1.  The last word is padded with clear
+bits up to W = ceil(D/64) words.  Written as little-endian words, byte i of a row therefore holds channels 8*i .. 8*i+7,
+again from the least significant bit up.
+
+Arrays come in checked by `btr.kernels`: two-dimensional, C-contiguous, aligned, native byte order, D >= 1.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def pack(signs: NDArray[Any]) -> NDArray[np.uint64]:
+    """Pack signs (M, D), bool or real, into words (M, W): 1 where signs > 0, else 0 (so for 0, -0 and NaN)."""
+    rows, width = signs.shape
+    words = -(-width // 64)
+    padded = np.zeros((rows, 8 * words), np.uint8)
+    padded[:, : -(-width // 8)] = np.packbits(signs > 0, axis=1, bitorder="little")
+    return padded.view("<u8").astype(np.uint64, copy=False)
+
+
+def unpack(packed: NDArray[np.uint64], width: int) -> NDArray[np.int8]:
+    """Unpack words (M, W) into int8 (M, D) of +1 and -1, D = `width`; padding bits are not read."""
+    octets = packed.astype("<u8", copy=False).view(np.uint8)
+    bits = np.unpackbits(octets, axis=1, count=width, bitorder="little").view(np.int8)
+    return 2 * bits - 1
+
+
+def expand(
+    packed: NDArray[np.uint64],
+    mean: NDArray[np.float32],
+    magnitude: NDArray[np.float32],
+    scale: NDArray[np.float32] | None,
+) -> NDArray[np.float32]:
+    """Expand words (M, W) into float32 (M, D): fl32(mean + magnitude*b), then fl32(that * scale[m]) if scale is given.
+
+    The product with b = +1 or -1 is exact, so there are two values per channel and no question of fused arithmetic.
+    IEEE rules hold for infinities and overflow; every NaN leaves as the one pattern 0x7fc00000, whatever its origin,
+    because payload and sign of a NaN depend on the processor.  Nothing is reported as a floating-point warning.
+    """
+    with np.errstate(all="ignore"):
+        values = np.where(unpack(packed, mean.size) > 0, mean + magnitude, mean - magnitude)
+        if scale is not None:
+            values *= scale[:, None]
+    values[np.isnan(values)] = np.nan
+    return values
+
+
+def expand_bfloat16(
+    packed: NDArray[np.uint64],
+    mean: NDArray[np.float32],
+    magnitude: NDArray[np.float32],
+    scale: NDArray[np.float32] | None,
+) -> NDArray[np.uint16]:
+    """Expand as `expand`, rounded once more to bfloat16 patterns in uint16 (M, D): to nearest, ties to even.
+
+    Values past the largest bfloat16 round to infinity, subnormals are kept, NaN is 0x7fc0.
+    """
+    bits = expand(packed, mean, magnitude, scale).view(np.uint32)
+    # Adding just under half of the last kept place, plus one where that place is odd, carries exactly when it must.
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def hamming(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.int32]:
+    """Count differing bits of every pair of rows of a (M, W) and b (P, W): int32 (M, P), exact for D < 2**31."""
+    distance = np.empty((len(a), len(b)), np.int32)
+    for row, words in zip(distance, a, strict=True):  # row by row: all pairs at once would need M*P*W words
+        np.bitwise_count(words ^ b).sum(axis=1, dtype=np.int32, out=row)
+    return distance
+
+
+def nearest(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Find for every row of a (M, W) the row of b (P, W), P >= 1, at the least distance; ties go to the lowest index.
+
+    Returns the index int64 (M,) and the distance int32 (M,).
+    """
+    index = np.empty(len(a), np.int64)
+    distance = np.empty(len(a), np.int32)
+    for m in range(len(a)):
+        row = hamming(a[m : m + 1], b)[0]
+        index[m] = row.argmin()
+        distance[m] = row[index[m]]
+    return index, distance
