@@ -1,0 +1,248 @@
+"""The bytes of records, blocks and the manifest."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import settings as given_settings
+from hypothesis import strategies as st
+
+from btr.storage import BadPassage, Corrupt, Encoded, Manifest, Settings
+from btr.storage.format import (
+    block_records,
+    build_block,
+    chain,
+    check_block,
+    decode_records,
+    encode_records,
+    header_total,
+    read_record,
+    record_view,
+)
+
+Make = Callable[..., Encoded]
+
+# Two passages, D = 9: "a" with two tokens, "bc" with none.
+GOLDEN_BLOCK = bytes.fromhex(
+    "42545242 01 02 0200 09000000"  # "BTRB", format 1, 2 bytes per token id, 2 records, D = 9
+    "1c000000 40000000 56000000"  # they begin at 28 and 64, and end at 86
+    "fb449b02"  # CRC-32 of the 24 bytes before
+    "77a866e5"  # CRC-32 of the 32 bytes after
+    "02000000 01000000 01000000 02000000"  # 2 tokens; id, title and text of 1, 1 and 2 bytes
+    "61 54 c3a9"  # "a", "T", "e" with an acute accent
+    "0101 ff00"  # signs: channels 0 and 8; channels 0 to 7
+    "003c 0038"  # scales 1.0 and 0.5
+    "0500 0201"  # token ids 5 and 258
+    "27320505"  # CRC-32 of the 18 bytes after
+    "00000000 02000000 00000000 00000000"  # no token; id of 2 bytes, no title, no text
+    "6263"  # "bc"
+)
+
+GOLDEN_MANIFEST = """{
+  "fingerprint": "3f2a",
+  "tokenizer_hash": "77aa",
+  "k": 9,
+  "D": 768,
+  "vocab_size": 32128,
+  "max_passage_tokens": 320,
+  "corpus_hash": "c0de",
+  "passages_per_block": 64,
+  "options": {
+    "limit": null
+  },
+  "corpus": "my corpus",
+  "reader": "readers/base",
+  "format_version": 1,
+  "passages": 2,
+  "tokens": 250,
+  "cut": 1,
+  "duplicates": 0,
+  "part_bytes": {
+    "signs": 24000,
+    "scalars": 500,
+    "token_ids": 500,
+    "text": 1300,
+    "ids": 4,
+    "block_headers": 68
+  },
+  "content_hash": "00ff",
+  "data_bytes": 65536,
+  "data_hash": "11ee",
+  "created_by": "btr 0.1.0"
+}"""
+
+
+def two_passages() -> Encoded:
+    return Encoded(
+        fingerprint="3f2a",
+        D=9,
+        ids=("a", "bc"),
+        titles=("T", ""),
+        texts=("\u00e9", ""),
+        lengths=np.array([2, 0], np.int32),
+        token_ids=np.array([5, 258], np.uint32),
+        scale=np.array([1.0, 0.5], np.float16),
+        packed=np.array([[0b1_0000_0001], [0b1111_1111]], np.uint64),
+    )
+
+
+@pytest.fixture
+def nine(settings: Callable[..., Settings]) -> Settings:
+    return settings(fingerprint="3f2a", D=9)
+
+
+def read_all(block: bytes, settings: Settings) -> Encoded:
+    view = memoryview(block)
+    count = check_block(view, settings)
+    return decode_records([read_record(record_view(view, i), settings) for i in range(count)], settings)
+
+
+def test_golden_block(nine: Settings, same: Callable[..., None]) -> None:
+    assert build_block(encode_records(two_passages(), nine), nine) == GOLDEN_BLOCK
+    same(read_all(GOLDEN_BLOCK, nine), two_passages())
+
+
+def test_golden_manifest() -> None:
+    manifest = Manifest.from_json(json.loads(GOLDEN_MANIFEST))
+    assert json.dumps(manifest.to_json(), indent=2) == GOLDEN_MANIFEST
+    assert (manifest.k, manifest.D, manifest.sign_bytes, manifest.token_width) == (9, 768, 96, 2)
+
+
+def test_token_ids_take_two_bytes_while_they_fit(settings: Callable[..., Settings]) -> None:
+    assert [settings(vocab_size=size).token_width for size in (65535, 65536, 65537)] == [2, 2, 4]
+
+
+def test_chain_is_sha256_of_digest_and_block() -> None:
+    digest = chain(bytes(32), b"")  # SHA-256 of 32 zero bytes
+    assert digest.hex() == "66687aadf862bd776c8fc18b8e9f8e20089714856ee233b3902a591d0d5f2925"
+    assert chain(digest, b"ab") != chain(chain(digest, b"a"), b"b")
+
+
+def test_every_bit_of_a_block_is_covered(nine: Settings) -> None:
+    for position in range(8 * len(GOLDEN_BLOCK)):
+        damaged = bytearray(GOLDEN_BLOCK)
+        damaged[position // 8] ^= 1 << position % 8
+        with pytest.raises(Corrupt):
+            read_all(bytes(damaged), nine)
+
+
+def test_every_cut_of_a_block_is_noticed(nine: Settings) -> None:
+    for length in range(len(GOLDEN_BLOCK)):
+        with pytest.raises(Corrupt):
+            read_all(GOLDEN_BLOCK[:length], nine)
+    with pytest.raises(Corrupt, match=r"has 87 bytes, its header says 86"):
+        read_all(GOLDEN_BLOCK + b"\0", nine)
+
+
+def test_a_record_is_read_without_the_rest_of_its_block(nine: Settings) -> None:
+    block = bytearray(GOLDEN_BLOCK)
+    block[64:] = bytes(22)
+    assert read_record(record_view(memoryview(block), 0), nine).id == "a"
+    with pytest.raises(Corrupt):
+        read_record(record_view(memoryview(block), 1), nine)
+    with pytest.raises(Corrupt, match="only 2 records"):
+        record_view(memoryview(block), 2)
+
+
+def test_a_block_of_other_settings_is_refused(nine: Settings) -> None:
+    for change in ({"D": 10}, {"vocab_size": 65537}):
+        with pytest.raises(Corrupt, match="manifest says"):
+            check_block(memoryview(GOLDEN_BLOCK), replace(nine, **change))
+
+
+text = st.text("a\0\u00e9\u6f22\U0001f600", max_size=5)
+
+
+@example(D=64, vocab_size=65536, passages=[])
+@given(
+    D=st.sampled_from([1, 63, 64, 65, 768]),
+    vocab_size=st.sampled_from([65536, 65537]),
+    passages=st.lists(st.tuples(st.integers(0, 5), text.filter(bool), text, text), max_size=6),
+)
+@given_settings(max_examples=60)
+def test_round_trip(D: int, vocab_size: int, passages: list[tuple[int, str, str, str]]) -> None:
+    lengths, ids, titles, texts = zip(*passages, strict=True) if passages else ((), (), (), ())
+    n, m = len(lengths), sum(lengths)
+    settings = Settings(
+        fingerprint="3f2a", tokenizer_hash="", k=1, D=D, vocab_size=vocab_size, max_passage_tokens=9, corpus_hash=""
+    )
+    rng = np.random.default_rng(n + m)
+    bits = np.zeros((m, -(-D // 64) * 64), np.uint8)
+    bits[:, :D] = rng.integers(0, 2, (m, D))
+    batch = Encoded(
+        fingerprint="3f2a",
+        D=D,
+        ids=ids,
+        titles=titles,
+        texts=texts,
+        lengths=np.array(lengths, np.int32),
+        token_ids=rng.integers(0, vocab_size, m).astype(np.uint32),
+        scale=rng.standard_normal(m).astype(np.float16),
+        packed=np.packbits(bits, axis=1, bitorder="little").view(np.uint64),
+    )
+    records = encode_records(batch, settings)
+    block = build_block(records, settings)
+    assert block_records(block, settings) == records
+    back = read_all(block, settings)
+    assert (back.ids, back.titles, back.texts) == (batch.ids, batch.titles, batch.texts)
+    for name in ("lengths", "token_ids", "scale", "packed"):
+        assert getattr(back, name).dtype == getattr(batch, name).dtype
+        assert getattr(back, name).tobytes() == getattr(batch, name).tobytes(), name
+    parts = [sum(read_record(memoryview(r), settings).part_bytes().values()) for r in records]
+    assert n == 0 or len(block) == sum(parts) + header_total(n, settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ids": ("", "bc")}, "'' has 0 bytes of UTF-8, 1 to 511"),
+        ({"ids": ("\u00e9" * 256, "bc")}, "has 512 bytes of UTF-8, 1 to 511"),
+        ({"titles": ("\ud800", "")}, "passage 'a': its title is not Unicode"),
+        ({"texts": ("\ud800", "")}, "passage 'a': its text is not Unicode"),
+    ],
+)
+def test_refuses_passages_it_cannot_hold(nine: Settings, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadPassage) as caught:
+        encode_records(replace(two_passages(), **change), nine)
+    assert message in str(caught.value)
+
+
+def test_an_id_of_511_bytes_is_kept(nine: Settings) -> None:
+    longest = "x" + "\u00e9" * 255
+    records = encode_records(replace(two_passages(), ids=(longest, "bc")), nine)
+    assert read_record(memoryview(records[0]), nine).id == longest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fingerprint": "91bc"}, "91bc"),
+        ({"D": 10}, "D = 9 cannot hold passages with D = 10"),
+        ({"packed": None}, "no packed signs"),
+        ({"packed": np.array([[1 << 16], [0]], np.uint64)}, "bits set beyond D = 9"),
+        ({"token_ids": np.array([5, 32128], np.uint32)}, "token id 32128"),
+    ],
+)
+def test_refuses_passages_of_another_kind(nine: Settings, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        encode_records(replace(two_passages(), **change), nine)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"surprise": 1}, "missing or unknown keys: ['surprise']"),
+        ({"k": "nine"}, "values of the wrong type: ['k']"),
+        ({"D": 0}, "D = 0 must be >= 1"),
+    ],
+)
+def test_refuses_a_manifest_it_does_not_understand(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(Corrupt) as caught:
+        Manifest.from_json({**json.loads(GOLDEN_MANIFEST), **change})
+    assert message in str(caught.value)
+    with pytest.raises(Corrupt, match="no JSON object"):
+        Manifest.from_json([])
