@@ -1,0 +1,5 @@
+"""Run `python -m btr.serve`."""
+
+from btr.serve import main
+
+raise SystemExit(main())
