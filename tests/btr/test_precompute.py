@@ -1,0 +1,505 @@
+"""`btr precompute` as a user meets it: killed anywhere, fed anything, and then served from."""
+
+import filecmp
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from btr import precompute
+from btr.corpus import Passage, Tally, read_passages
+from btr.reader import Reader
+from btr.retrieve import BM25
+from btr.storage import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ("harbour lighthouse salt mule heron reed bridge mill lamp ship frog winter hill kilo eagle ferry anchor pine "
+         "copper violin saddle quarry orchard bell tunnel comet turnip glacier basket walnut").split()  # fmt: skip
+WAIT = 900  # seconds, for what takes seconds on a machine with nothing else to do
+
+Run = Callable[..., SimpleNamespace]
+
+
+def make_line(number: int) -> str:
+    """Write passage p0, p1, ...: four words of which each meets some others, and one of its own."""
+    words = [WORDS[number * step % len(WORDS)] for step in (1, 7, 11, 13)]
+    text = " ".join([*words, f"mark{number}"] * (1 + number % 5))
+    return json.dumps({"id": f"p{number}", "title": words[0].title(), "text": text})
+
+
+def write_corpus(path: Path) -> None:
+    """Write 90 passages to keep and, among them, 3 whose id is there already, 2 without text, and 1 to be cut."""
+    lines = [make_line(number) for number in range(90)]
+    lines[70] = json.dumps({"id": "p70", "title": "Long", "text": "walnut-basket mark70 " * 75})
+    again = json.dumps({"id": "p3", "title": "Again", "text": "another text with mark3"})
+    blank = json.dumps({"id": "blank", "title": "Blank", "text": " \n"})
+    lines[85:85] = [again, blank]
+    lines[40:40] = [again]
+    lines[5:5] = [again, blank]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def tree(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def manifest(store: Path) -> dict[str, Any]:
+    """Read what must not depend on how often a run was interrupted: LMDB alone may lay its pages out otherwise."""
+    found: dict[str, Any] = json.loads((store / "manifest.json").read_text())
+    return {key: value for key, value in found.items() if key not in ("data_hash", "data_bytes")}
+
+
+def assert_same(store: Path, other: Path) -> None:
+    assert manifest(store) == manifest(other)
+    assert tree(store) == tree(other)
+    names = [name for name in tree(store / "bm25") if (store / "bm25" / name).is_file()]
+    _, differ, missing = filecmp.cmpfiles(store / "bm25", other / "bm25", names, shallow=False)
+    assert (differ, missing) == ([], [])
+    with Store.open(store) as opened:
+        assert list(opened.verify()) == []
+
+
+def assert_refused(result: SimpleNamespace, message: str) -> None:
+    """Hold a run to one line of error, after any lines of progress."""
+    lines = result.err.splitlines()
+    assert (result.code, result.out) == (2, ""), result.err
+    assert lines[-1].startswith("error: ") and message in lines[-1], lines
+    assert sum(line.startswith("error") for line in lines) == 1 and "Traceback" not in result.err, lines
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Run]:
+    """A function that runs the command in a process of its own; see `precompute_and_die.py`."""
+    script = str(Path(__file__).with_name("precompute_and_die.py"))
+    with subprocess.Popen([sys.executable, script], stdin=-1, stdout=-1, text=True) as server:
+        assert server.stdin is not None and server.stdout is not None
+
+        def run(cwd: Path, *argv: str, **how: Any) -> SimpleNamespace:
+            server.stdin.write(json.dumps({"argv": argv, "cwd": str(cwd), **how}) + "\n")
+            server.stdin.flush()
+            return SimpleNamespace(**json.loads(server.stdout.readline()))
+
+        yield run
+        server.stdin.close()
+        assert server.wait(WAIT) == 0
+
+
+@pytest.fixture(scope="module")
+def reader_folder(tiny_reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reader") / "tiny"
+    tiny_reader.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(forks: Run, reader_folder: Path, tmp_path: Path) -> Run:
+    """A function that runs the command on `made.jsonl`, unless another corpus is named, in a folder that holds it."""
+    write_corpus(tmp_path / "made.jsonl")
+
+    def run(*flags: str, corpus: str = "made.jsonl", reader: Path = reader_folder, **how: Any) -> SimpleNamespace:
+        return forks(tmp_path, corpus, "--reader", str(reader), *flags, **how)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(forks: Run, reader_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """An uninterrupted run, its result beside the path of its store."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_corpus(folder / "made.jsonl")
+    result = forks(folder, "made.jsonl", "--reader", str(reader_folder), "--json")
+    return SimpleNamespace(**vars(result), store=folder / "made.btr")
+
+
+# What comes out
+
+
+def test_summary_and_warnings(whole: SimpleNamespace) -> None:
+    summary = json.loads(whole.out)
+    assert whole.code == 0
+    assert (summary["store"], summary["passages"]) == ("made.btr", 90)
+    assert summary["tokens"] == manifest(whole.store)["tokens"]
+    disk = sum(path.stat().st_blocks * 512 for path in whole.store.rglob("*") if path.is_file())
+    assert summary["bytes"] == disk
+    assert [line for line in whole.err.splitlines() if line.startswith("warning")] == [
+        "warning: 2 passages without text were skipped",
+        "warning: 1 passages of more than 320 tokens were cut to 320",
+        "warning: 3 passages had the id of an earlier one and were skipped; ids must be unique",
+    ]
+
+
+def test_progress_is_plain_lines(whole: SimpleNamespace) -> None:
+    assert "\r" not in whole.err and "\x1b" not in whole.err
+    assert re.search(r"^encoded 93/93 passages  \S+/s  \S+ tokens/s$", whole.err, re.MULTILINE)
+    assert re.search(r"^indexed 90/90 passages  \S+/s$", whole.err, re.MULTILINE)
+
+
+def test_store_holds_the_first_passage_of_each_id(whole: SimpleNamespace) -> None:
+    with Store.open(whole.store) as store:
+        assert list(store.ids()) == [f"p{number}" for number in range(90)]
+        kept = store.get(["p3", "p70"])
+    assert kept.texts[0] == json.loads(make_line(3))["text"]
+    assert kept.titles == ("Mule", "Long") and kept.lengths[1] == 320
+
+
+def test_bits_are_those_of_the_reader(whole: SimpleNamespace, tiny_reader: Reader) -> None:
+    passages = [passage for passage in read_passages(whole.store.with_name("made.jsonl")) if passage.title != "Again"]
+    with Store.open(whole.store, tiny_reader.fingerprint) as store:
+        found = store.at(range(90))
+    expected = tiny_reader.encode_passages(passages)
+    for name in ("lengths", "token_ids"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert found.packed is not None and expected.packed is not None
+    # Other batches, so other rounding: a value next to the threshold may fall on its other side.
+    assert np.bitwise_count(found.packed ^ expected.packed).sum() <= 1e-4 * found.num_tokens * tiny_reader.D
+    np.testing.assert_allclose(found.scale, expected.scale, rtol=2e-3)
+
+
+def test_ordinals_of_index_and_store_agree(whole: SimpleNamespace) -> None:
+    index = BM25.open(whole.store / "bm25")
+    assert len(index) == 90
+    for number, (ordinals, _) in enumerate(index.search([f"mark{number}" for number in range(90)], 5)):
+        assert ordinals.tolist() == [number]
+
+
+def test_limit_text_and_index_can_be_left_out(run: Run, tmp_path: Path) -> None:
+    assert run("--limit", "20", "--no-text", "--no-index", "--store", "small").code == 0
+    assert tree(tmp_path / "small") == {"data.mdb", "manifest.json"}
+    with Store.open(tmp_path / "small") as store:
+        assert store.manifest.duplicates == 1 and len(store) == 19
+        assert set(store.at(range(19)).texts) == {""}
+
+
+# Interrupted
+
+MOMENTS = [
+    ("btr.storage.writer:_write_json", 1),  # before there is anything
+    ("btr.storage:StoreWriter.append", 1),
+    ("btr.storage:StoreWriter.append", 4),
+    ("btr.storage.writer:build_block", 6),  # inside a transaction
+    ("btr.precompute:encode_chunk", 6),
+    ("btr.retrieve:BM25Writer.append", 1),
+    ("btr.retrieve:_publish", 1),  # a shard on the disk, without its name
+    ("btr.retrieve:BM25Writer.append", 4),
+    ("btr.retrieve:_publish", 4),
+    ("btr.retrieve:BM25Writer.finish", 1),
+    ("btr.retrieve:_publish", 6),  # the list of shards
+    ("btr.storage:StoreWriter.finish", 1),
+    ("btr.storage:StoreWriter._close_data", 1),
+    ("btr.storage.writer:_replace_directory", 1),
+]
+
+
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: "-".join(map(str, moment)))
+def test_killed_run_goes_on_to_the_same_store(
+    run: Run, whole: SimpleNamespace, tmp_path: Path, moment: tuple[str, int]
+) -> None:
+    assert run(die=moment).code == -signal.SIGKILL
+    assert not (tmp_path / "made.btr").exists()
+    assert run().code == 0
+    assert_same(tmp_path / "made.btr", whole.store)
+    assert tree(tmp_path) - {f"made.btr/{name}" for name in tree(whole.store)} == {"made.btr", "made.jsonl"}
+
+
+def test_run_killed_again_and_again_goes_on(run: Run, whole: SimpleNamespace, tmp_path: Path) -> None:
+    for function, number in (
+        ("btr.storage:StoreWriter.append", 3),
+        ("btr.storage:StoreWriter.append", 2),
+        ("btr.precompute:encode_chunk", 2),
+        ("btr.retrieve:_publish", 3),
+        ("btr.retrieve:_publish", 2),
+        ("btr.storage.writer:_replace_directory", 1),
+    ):
+        assert run(die=(function, number)).code == -signal.SIGKILL
+    assert run().code == 0
+    assert_same(tmp_path / "made.btr", whole.store)
+
+
+def test_nothing_is_encoded_twice(run: Run) -> None:
+    assert run(die=("btr.storage:StoreWriter.append", 4)).code == -signal.SIGKILL
+    result = run()
+    assert "going on after 48 passages\n" in result.err
+    assert run("--overwrite", die=("btr.retrieve:_publish", 1)).code == -signal.SIGKILL
+    assert run("--overwrite", die=("btr.precompute:encode_chunk", 1)).code == 0
+
+
+def test_other_settings_are_refused_and_no_resume_starts_afresh(run: Run, tmp_path: Path) -> None:
+    assert run(die=("btr.storage:StoreWriter.append", 3)).code == -signal.SIGKILL
+    begun = tree(tmp_path)
+    assert_refused(run("--words", "50"), "was begun with options")
+    (tmp_path / "made.jsonl").write_text(make_line(1), encoding="utf-8")
+    assert_refused(run(), "was begun with corpus_hash")
+    assert tree(tmp_path) == begun
+    assert run("--no-resume").code == 0
+    with Store.open(tmp_path / "made.btr") as store:
+        assert list(store.ids()) == ["p1"]
+
+
+def test_half_an_index_goes_when_none_is_wanted(run: Run, tmp_path: Path) -> None:
+    assert run(die=("btr.retrieve:_publish", 2)).code == -signal.SIGKILL
+    assert run("--no-index").code == 0
+    assert tree(tmp_path / "made.btr") == {"data.mdb", "manifest.json"}
+
+
+def test_old_store_stays_until_the_new_one_is_whole(run: Run, whole: SimpleNamespace, tmp_path: Path) -> None:
+    assert run("--limit", "9").code == 0
+    old = manifest(tmp_path / "made.btr")
+    assert_refused(run(), "made.btr exists; give another --store, or --overwrite")
+    assert run("--overwrite", die=("btr.storage:StoreWriter.finish", 1)).code == -signal.SIGKILL
+    assert manifest(tmp_path / "made.btr") == old
+    assert run("--overwrite").code == 0
+    assert_same(tmp_path / "made.btr", whole.store)
+
+
+def test_corpus_that_changes_while_it_is_read_is_refused(
+    tiny_reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_corpus(tmp_path / "made.jsonl")
+    counts = iter((None, None, 90, None))  # to look whether it is there, survey, encode, index
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(precompute, "load", lambda options: tiny_reader)
+    monkeypatch.setattr(
+        precompute, "read_passages", lambda path, **how: read_passages(path, **(how | {"limit": next(counts)}))
+    )
+    assert precompute.main(["made.jsonl"]) == 2
+    assert "error: 90 of 93 passages were read: the corpus changed" in capsys.readouterr().err
+    counts = iter((None, None, None, 40))
+    assert precompute.main(["made.jsonl", "--no-resume"]) == 2
+    assert "error: 38 of 90 passages could be indexed: the corpus changed" in capsys.readouterr().err
+
+
+# A disk that is full
+
+
+def test_full_disk_while_encoding(run: Run, whole: SimpleNamespace, tmp_path: Path) -> None:
+    assert_refused(run(file_limit=100_000), "run the same command again")
+    assert run().code == 0
+    assert_same(tmp_path / "made.btr", whole.store)
+
+
+def test_full_disk_while_indexing(run: Run, whole: SimpleNamespace, tmp_path: Path) -> None:
+    assert_refused(run(fail=("numpy:save", 9)), "bm25: the index cannot be written (No space left on device)")
+    assert run().code == 0
+    assert_same(tmp_path / "made.btr", whole.store)
+
+
+def test_disk_without_the_room_is_refused_before_the_start(run: Run, tmp_path: Path) -> None:
+    assert_refused(run(free=9_000), f"{tmp_path} has 9,000 free; make room, or give another --store")
+    assert tree(tmp_path) == {"made.jsonl"}
+
+
+# Bad input
+
+CORPORA = {
+    "empty.jsonl": b"",
+    "blank.jsonl": b'{"id": "a", "title": "A", "text": " "}\n',
+    "latin.jsonl": make_line(1).encode() + b'\n{"id": "b", "title": "", "text": "caf\xe9"}\n',
+    "broken.jsonl": f'{make_line(1)}\n\n{make_line(2)}\n{{"id": "c", "text"'.encode(),
+    "long_id.jsonl": json.dumps({"id": "x" * 512, "title": "", "text": "word"}).encode(),
+    "notes.txt": b"no table\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "flags", "message"),
+    [
+        ("empty.jsonl", [], "no passage to read (0 without text)"),
+        ("blank.jsonl", [], "no passage to read (1 without text)"),
+        ("latin.jsonl", [], "latin.jsonl:2: not UTF-8 (byte 0xe9"),
+        ("broken.jsonl", [], "broken.jsonl:4: not JSON"),
+        ("long_id.jsonl", [], "has 512 bytes of UTF-8"),
+        ("notes.txt", [], "notes.txt:1: neither JSON nor a table"),
+        ("folder", [], "a folder without passages.jsonl or corpus.jsonl"),
+        ("pipe", [], "neither a file nor a folder"),
+        ("no such corpus", [], "No such file or directory"),
+        ("nobody/nothing", [], "no such file, and "),
+        ("made.jsonl", ["--limit", "0"], "--limit is 0; use 1 or more"),
+        ("made.jsonl", ["--words", "-1"], "--words is -1; use 1 or more"),
+        ("made.jsonl", ["--k", "3"], "k is 2 in btr_config.json and 3 was asked for"),
+        ("made.jsonl", ["--store", "no/such/folder.btr"], "there is no folder no/such"),
+        ("made.jsonl", ["--store", "folder"], "folder exists and is not a store"),
+        ("made.jsonl", ["--store", "folder", "--overwrite"], "folder exists and is not a store"),
+        ("made.jsonl", ["--store", "pipe"], "pipe exists and is not a store"),
+        ("made.jsonl", ["--store", "x" * 250], "File name too long"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(
+    run: Run, tmp_path: Path, corpus: str, flags: list[str], message: str
+) -> None:
+    for name, content in CORPORA.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    before = tree(tmp_path)
+    assert_refused(run(*flags, corpus=corpus), message)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ({"config.json"}, "no config.json"),
+        ({"model.safetensors"}, "no model.safetensors"),
+        ({"tokenizer.json"}, "no tokenizer.json"),
+        ({"btr.safetensors"}, "btr.safetensors is missing"),
+        ({"btr_config.json", "btr.safetensors"}, "has no split layer"),  # a plain T5
+    ],
+)
+def test_broken_reader_is_refused_in_one_line(
+    run: Run, reader_folder: Path, tmp_path: Path, missing: set[str], message: str
+) -> None:
+    shutil.copytree(reader_folder, tmp_path / "tiny", ignore=lambda folder, names: missing)
+    before = tree(tmp_path)
+    assert_refused(run(reader=tmp_path / "tiny"), message)
+    assert_refused(run(reader=tmp_path / "none"), "none: no such folder")
+    assert tree(tmp_path) == before
+
+
+def test_folder_that_takes_no_files_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    if os.access(closed, os.W_OK):  # nothing is closed to root but what the kernel keeps
+        closed = Path("/proc")
+    assert_refused(run("--store", str(closed / "new.btr")), f"new.btr: cannot write to {closed}")
+
+
+def test_plain_t5_with_k_is_enough(run: Run, reader_folder: Path, tmp_path: Path) -> None:
+    bits = {"btr_config.json", "btr.safetensors"}
+    shutil.copytree(reader_folder, tmp_path / "plain", ignore=lambda folder, names: bits)
+    assert run("--k", "1", "--limit", "3", reader=tmp_path / "plain").code == 0
+    assert manifest(tmp_path / "made.btr")["k"] == 1
+
+
+# Parts
+
+
+@pytest.mark.parametrize(
+    ("corpus", "store"),
+    [
+        ("corpus", "corpus.btr"),
+        ("./corpus/", "corpus.btr"),
+        ("corpus/passages.jsonl", "passages.btr"),
+        ("corpus/wiki.2018.tsv.zst", "wiki.2018.btr"),
+        ("owner/name", "name.btr"),
+    ],
+)
+def test_store_is_named_after_the_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: str, store: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    for name in ("passages.jsonl", "wiki.2018.tsv.zst"):
+        (tmp_path / "corpus" / name).touch()
+    assert precompute.default_store(corpus) == Path(store)
+    monkeypatch.chdir(tmp_path / "corpus")
+    assert precompute.default_store(".") == Path("corpus.btr")
+
+
+def test_terminal_gets_one_line_with_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(precompute.time, "monotonic", lambda: now)
+    report = precompute.Progress("encoded", 100, 700)
+    for now in (0.1, 2.0):
+        report(100, 1000)
+    now = 10.0
+    report.show(last=True)
+    expected = "\rencoded 300/700 passages  100/s  1,000 tokens/s  4 s left\x1b[K"
+    assert capsys.readouterr().err == expected + "\rencoded 300/700 passages  20/s  200 tokens/s\x1b[K\n"
+
+
+def test_time_left_has_a_unit_that_suits_it() -> None:
+    assert [precompute.duration(s) for s in (4, 99, 100, 6000, 360_000)] == ["4 s", "99 s", "2 min", "2 h", "4 days"]
+
+
+def test_interrupt_says_that_the_run_can_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(precompute, "precompute", interrupt)
+    assert precompute.main(["corpus"]) == 130
+    assert "the same command, without --no-resume, goes on from here" in capsys.readouterr().err
+
+
+def test_memory_holds_a_few_chunks_whatever_the_corpus(
+    tiny_reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = peak = 0
+
+    class Counted(Passage):  # without slots, so that it can be referred to weakly
+        pass
+
+    def leave() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def read(path: str, *, limit: int | None, words: int, tally: Tally | None) -> Iterator[Passage]:
+        nonlocal alive, peak
+        for number in range(limit or 400):
+            passage = Counted(f"p{number}", "Heron", f"The heron number {number}.")
+            weakref.finalize(passage, leave)
+            alive += 1
+            peak = max(peak, alive)
+            yield passage
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "many").touch()
+    for name, value in {"CHUNK": 8, "SAMPLE": 5, "load": lambda options: tiny_reader, "read_passages": read}.items():
+        monkeypatch.setattr(precompute, name, value)
+    assert precompute.main(["many"]) == 0
+    assert peak <= 2 * 8 + 2 * 5 + 2  # two chunks, the sample, and those on their way
+
+
+# From a folder of passages to an answer
+
+
+def start(folder: Path, module: str, *argv: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", module, *argv], cwd=folder, stdout=-1, stderr=-1, text=True)
+
+
+def ask(url: str, question: str) -> dict[str, Any]:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=WAIT)
+    body = json.dumps({"question": question, "top_k": 3, "max_new_tokens": 8})
+    connection.request("POST", "/v1/answer", body, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    found: dict[str, Any] = json.loads(response.read())
+    connection.close()
+    assert response.status == 200, found
+    return found
+
+
+def test_sample_corpus_is_precomputed_served_and_asked(reader_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "corpus", tmp_path / "corpus")
+    with start(tmp_path, "btr.precompute", "corpus", "--reader", str(reader_folder)) as precomputing:
+        out, err = precomputing.communicate(timeout=WAIT)
+    assert precomputing.returncode == 0, err
+    size = int(re.search(r"([\d,]+) bytes on disk", out)[1].replace(",", ""))  # type: ignore[index]
+    expected = int(re.search(r"about ([\d,]+) bytes expected", err)[1].replace(",", ""))  # type: ignore[index]
+    assert size / 2 < expected < size * 2
+    with start(tmp_path, "btr.serve", "--reader", str(reader_folder), "--port", "0") as serving:
+        assert serving.stdout is not None and serving.stderr is not None
+        ready = serving.stdout.readline()
+        assert ready.startswith("152 passages"), serving.stderr.read()
+        found = ask(ready.split()[-1], "Which ship struck an iceberg on its first voyage?")
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(WAIT) == 0, serving.stderr.read()
+    known = {passage.id: passage.text for passage in read_passages(ROOT / "corpus")}
+    assert len(found["passages"]) == 3 and "answer" in found
+    assert all(known[cited["id"]] == cited["text"] for cited in found["passages"])
+    assert sum(cited["evidence"] for cited in found["passages"]) == pytest.approx(1)
