@@ -1,7 +1,9 @@
 """What a reader gives back: the text, how sure it is, where it looked, where the time went."""
 
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +21,8 @@ class Answer:
     score: mean log-probability per decoded token, end of sequence included.
     timings: seconds by phase (tokenize, expand, encode, project, decode); of the whole batch.
     tokens: the ids decoded, without end of sequence.
-    evidence: float32 (N,), the passages' shares of the decoder's attention to passages, averaged over layers, heads, steps.
+    evidence: float32 (N,), the passages' shares of the decoder's attention to passages, averaged over layers, heads and
+        steps; sums to 1.
     token_evidence: per passage, float32 (T,): the attention to each of its tokens.
     """
 
@@ -30,6 +33,19 @@ class Answer:
     tokens: tuple[int, ...]
     evidence: np.ndarray
     token_evidence: tuple[np.ndarray, ...]
+
+
+class Stopwatch:
+    """Adds up seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
 
 
 def surface(text: str, passages: Sequence[tuple[str, str]], evidence: np.ndarray) -> str:

@@ -1,7 +1,8 @@
 """Reader folders: Hugging Face T5 checkpoints in and out, plus what binarization adds.
 
-A folder holds `config.json`, `model.safetensors` (transformers' names), `tokenizer.json`, and for a BTR reader `btr_config.json` and
-`btr.safetensors` (the binarizer's mean and magnitude). transformers reads the same folder as a plain T5.
+A folder holds `config.json`, `model.safetensors` (transformers' names), `tokenizer.json`, and for a BTR reader
+`btr_config.json` and `btr.safetensors` (the binarizer's mean and magnitude). transformers reads the same folder as a
+plain T5.
 """
 
 import hashlib
@@ -26,6 +27,8 @@ from btr.t5 import T5
 # ours -> transformers', per layer; block sub-layers are self-attention 0, [cross-attention 1], feed-forward last
 ATTENTION = {"q", "k", "v", "o"}
 WANTED = ["*.json", "*.safetensors", "*.bin", "spiece.model"]
+# in the order of transformers: a file that save_pretrained has just written comes before the shards of an older one
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def hf_name(name: str, gated: bool) -> str:
@@ -62,7 +65,8 @@ def resolve(path_or_id: str) -> Path:
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise InputError(
-                f"{folder}: no config.json, so this is not a reader; pass a folder written by save_pretrained, or a hub id"
+                f"{folder}: no config.json, so this is not a reader; "
+                "pass a folder written by save_pretrained, or a hub id"
             )
         return folder
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path_or_id):
@@ -72,10 +76,15 @@ def resolve(path_or_id: str) -> Path:
     try:
         return Path(snapshot_download(path_or_id, allow_patterns=WANTED))
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"{path_or_id}: no such folder, and the hub gave nothing ({reason}); check the name or the network"
+            f"{path_or_id}: no such folder, and the hub gave nothing ({first_line(error)}); "
+            "check the name or the network"
         ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error of another package says, or its type where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -95,31 +104,38 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     Raises:
         InputError: no weights, or damaged ones.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
-    else:
-        files = [path for path in (folder / "model.safetensors", folder / "pytorch_model.bin") if path.exists()][:1]
-    if not files or not all(path.exists() for path in files):
+    path = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
+    if path is None:
         raise InputError(f"{folder}: no model.safetensors or pytorch_model.bin; copy the weights next to config.json")
+    if path.suffix != ".json":
+        return read_weights(path)
+    names = read_json(path).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise InputError(f"{path}: has no weight_map, so it names no weights; copy the file again")
     tensors: dict[str, Tensor] = {}
-    for path in files:
-        try:
-            tensors |= (
-                load_file(path)
-                if path.suffix == ".safetensors"
-                else torch.load(path, map_location="cpu", weights_only=True)
-            )
-        except Exception as error:
-            raise InputError(f"{path}: damaged weights ({str(error).splitlines()[0]}); copy the file again") from error
+    for name in sorted(set(names.values())):
+        tensors |= read_weights(folder / name)
     return tensors
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read one file of tensors; InputError names the file."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file; copy it next to config.json")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # safetensors, zip and pickle fail in many ways
+        raise InputError(f"{path}: damaged weights ({first_line(error)}); copy the file again") from error
 
 
 def load_t5(folder: Path, dtype: torch.dtype) -> T5:
     """Build a T5 from a Hugging Face folder.
 
     Raises:
-        InputError: tensors missing or of other shapes than config.json says, or a dtype other than float32 and bfloat16.
+        InputError: tensors missing, of other shapes or of more layers than config.json says, or a dtype other than
+            float32 and bfloat16.
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise InputError(f"dtype is {dtype}; T5 overflows in float16: use float32 or bfloat16")
@@ -127,51 +143,69 @@ def load_t5(folder: Path, dtype: torch.dtype) -> T5:
     shared = tensors.get("shared.weight", tensors.get("encoder.embed_tokens.weight"))
     head = tensors.get("lm_head.weight")
     # Read the tensors, not the flag: tied heads are often saved twice, untied ones under a config that says tied.
-    tied = head is None or (shared is not None and torch.equal(head, shared))
+    tied = head is None or (shared is not None and torch.equal(head.float(), shared.float()))
     try:
         config = T5Config.from_hf(read_json(folder / "config.json"), tied)
-    except (ConfigError, TypeError) as error:
-        raise InputError(f"{folder / 'config.json'}: {error}") from error
-    with torch.device("meta"):
-        model = T5(config)
-    gated = config.feed_forward_proj == "gated-gelu"
-    found, wrong = {}, []
-    for name, parameter in model.named_parameters():
-        tensor = shared if name == "embedding.weight" else tensors.get(hf_name(name, gated))
-        if tensor is None or tensor.shape != parameter.shape:
-            there = None if tensor is None else tuple(tensor.shape)
-            wrong.append(f"{hf_name(name, gated)} is {there}, expected {tuple(parameter.shape)}")
-        else:
-            found[name] = tensor.to(dtype)
+        with torch.device("meta"):
+            model = T5(config)
+    except (ConfigError, TypeError, RuntimeError) as error:
+        raise InputError(f"{folder / 'config.json'}: {first_line(error)}") from error
+    found, wrong = fit(model, tensors | ({} if shared is None else {"shared.weight": shared}))
     if wrong:
         raise InputError(
-            f"{folder}: {len(wrong)} tensors are missing or do not fit config.json ({wrong[0]}); copy the checkpoint again"
+            f"{folder}: {len(wrong)} tensors are missing or do not fit config.json ({wrong[0]}); "
+            "copy the checkpoint again"
         )
-    model.load_state_dict(found, assign=True, strict=False)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in found.items()}, assign=True, strict=False)
     if tied:
         model.head.weight = model.embedding.weight
     return model.eval()
 
 
+def fit(model: T5, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Find each parameter of a T5 among tensors under transformers' names; returns ours -> tensor, and misfits."""
+    names = {name: hf_name(name, model.config.gated) for name, _ in model.named_parameters()}
+    found, wrong = {}, []
+    for name, parameter in model.named_parameters():
+        tensor = tensors.get(names[name])
+        if tensor is None or tensor.shape != parameter.shape:
+            there = "missing" if tensor is None else tuple(tensor.shape)
+            wrong.append(f"{names[name]} is {there}, expected {tuple(parameter.shape)}")
+        else:
+            found[name] = tensor
+    # Old checkpoints have a position table in the cross-attention too, which nothing reads.
+    layers = (name for name in tensors if ".block." in name and "relative_attention_bias" not in name)
+    wrong += [f"{name} is of no layer there" for name in sorted(set(layers) - set(names.values()))]
+    return found, wrong
+
+
 def t5_tensors(model: T5) -> dict[str, Tensor]:
     """Return the tensors of a T5 under transformers' names; a tied head is left out."""
-    gated = model.config.feed_forward_proj == "gated-gelu"
+    gated = model.config.gated
     return {hf_name(name, gated): parameter.detach().contiguous() for name, parameter in model.named_parameters()}
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load tokenizer.json, or convert spiece.model by way of transformers."""
+    """Load tokenizer.json, or convert spiece.model by way of transformers.
+
+    Raises:
+        InputError: neither is there, or it is damaged.
+    """
     path = folder / "tokenizer.json"
     if path.exists():
         try:
             return Tokenizer.from_file(str(path))
         except Exception as error:
-            raise InputError(f"{path}: not a tokenizer ({error}); copy the file again") from error
-    if not (folder / "spiece.model").exists():
+            raise InputError(f"{path}: not a tokenizer ({first_line(error)}); copy the file again") from error
+    pieces = folder / "spiece.model"
+    if not pieces.exists():
         raise InputError(f"{folder}: no tokenizer.json or spiece.model; save the tokenizer next to config.json")
     from transformers import AutoTokenizer  # slow to import, rarely needed
 
-    return AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer
+    try:
+        return AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer
+    except Exception as error:
+        raise InputError(f"{pieces}: not a tokenizer ({first_line(error)}); copy the file again") from error
 
 
 def load_reader(folder: Path, dtype: torch.dtype, k: int | None) -> FiD:
@@ -192,12 +226,22 @@ def load_reader(folder: Path, dtype: torch.dtype, k: int | None) -> FiD:
     except (ConfigError, ValueError, TypeError) as error:
         raise InputError(f"{folder}: {error}") from error
     if settings.exists() and config.k:
-        if not (folder / "btr.safetensors").exists():
-            raise InputError(
-                f"{folder}: btr_config.json has k = {config.k} but btr.safetensors is missing; copy it too"
-            )
-        model.binarizer.load_state_dict(load_file(folder / "btr.safetensors"))
+        load_binarizer(model, folder / "btr.safetensors")
     return model.eval()
+
+
+def load_binarizer(model: FiD, path: Path) -> None:
+    """Fill the binarizer from a file; InputError names it."""
+    if not path.exists():
+        raise InputError(
+            f"{path.parent}: btr_config.json has k = {model.config.k} but {path.name} is missing; copy it too"
+        )
+    values = read_weights(path)
+    shapes = {name: tuple(value.shape) for name, value in values.items()}
+    expected = {name: tuple(value.shape) for name, value in model.binarizer.state_dict().items()}
+    if shapes != expected:
+        raise InputError(f"{path}: holds {shapes}, expected {expected}; copy the file again")
+    model.binarizer.load_state_dict(values)
 
 
 def save_reader(model: FiD, tokenizer: Tokenizer, folder: Path) -> None:

@@ -42,6 +42,11 @@ class T5Config:
                 f"feed_forward_proj is {self.feed_forward_proj!r}; known: 'relu' (T5 1.0), 'gated-gelu' (T5 1.1)"
             )
 
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward is the gated one of T5 1.1."""
+        return self.feed_forward_proj == "gated-gelu"
+
     @classmethod
     def from_hf(cls, hf: dict[str, Any], tied_head: bool) -> "T5Config":
         """Read a Hugging Face `config.json`; keys that do not shape the model are ignored.
@@ -131,17 +136,21 @@ class ReaderConfig:
             raise ConfigError(f"calibration is {self.calibration!r}; known: 'channel', 'paper'")
         if self.default_mode not in MODES:
             raise ConfigError(f"default_mode is {self.default_mode!r}; known: {', '.join(MODES)}")
+        for name, least in (("k", 0), ("max_question_tokens", 1), ("max_passage_tokens", 2)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ConfigError(f"{name} is {value!r}; use an integer of at least {least}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ReaderConfig":
         """Build from JSON, refusing unknown keys and newer formats."""
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(values) - set(known))
         if values.get("format_version", 1) > cls.format_version:
             raise ConfigError(
-                f"reader format {values['format_version']} is newer than {cls.format_version}, the newest this btr reads; upgrade btr"
+                f"reader format {values['format_version']} is newer than {cls.format_version}, "
+                "the newest this btr reads; upgrade btr"
             )
         if unknown:
-            raise ConfigError(
-                f"unknown keys in btr_config.json: {', '.join(unknown)}; known: {', '.join(f.name for f in fields(cls))}"
-            )
+            raise ConfigError(f"unknown keys in btr_config.json: {', '.join(unknown)}; known: {', '.join(known)}")
         return cls(**values)

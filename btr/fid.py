@@ -1,8 +1,8 @@
 """Fusion-in-Decoder over T5, with the three ways to hold a passage: full, float, binary. Tensors only.
 
-FiD (Izacard & Grave 2021, arXiv 2007.01282): each row is [question; passage]; the decoder attends to all rows of a question.
-Decomposed (DeFormer; BTR §3): layers 1..k see question and passage apart, layers k+1..n see the row. T5's position bias depends on
-distance alone, so a passage encoded from position 0 and placed after the question is exact.
+FiD (Izacard & Grave 2021, arXiv 2007.01282): each row is [question; passage]; the decoder attends to all rows of a
+question. Decomposed (DeFormer; BTR §3): layers 1..k see question and passage apart, layers k+1..n see the row. T5's
+position bias depends on distance alone, so a passage encoded from position 0 and placed after the question is exact.
 
 `rows` runs whole rows under a block-diagonal mask: the definition, and what training uses.
 `lower` and `join` run the same arithmetic in two halves: what the offline and the runtime side use.
@@ -22,8 +22,13 @@ from btr.t5 import T5, RMSNorm
 
 @dataclass(frozen=True)
 class Rows:
-    """What `FiD.rows` saw. memory (R, T, D) after the last norm; joined (R, T, D): residual stream entering layer k+1, as the passage
-    is held in this mode; apart (R, T, D): the same before binarization; signs (R, T, D) ±1 with straight-through gradient, or None."""
+    """What `FiD.rows` saw.
+
+    memory (R, T, D): after the last norm.
+    joined (R, T, D): residual stream entering layer k+1, as the passage is held in this mode.
+    apart (R, T, D): the same before binarization.
+    signs (R, T, D): ±1 with straight-through gradient, or None.
+    """
 
     memory: Tensor
     joined: Tensor
@@ -36,10 +41,9 @@ class FiD(nn.Module):
 
     def __init__(self, t5: T5, config: ReaderConfig) -> None:
         super().__init__()
-        if not 0 <= config.k < t5.config.num_layers:
-            raise ValueError(
-                f"k is {config.k}, the encoder has {t5.config.num_layers} layers; choose 1 <= k <= {t5.config.num_layers - 1}"
-            )
+        n = t5.config.num_layers
+        if not 0 <= config.k < n:
+            raise ValueError(f"k is {config.k}, the encoder has {n} layers; choose 1 <= k <= {n - 1}")
         self.t5 = t5
         self.config = config
         self.binarizer = Binarizer(t5.config.d_model, config.calibration)
@@ -85,14 +89,15 @@ class FiD(nn.Module):
     def join(self, hidden: Tensor, lengths: Tensor, normed: Tensor | None) -> Tensor:
         """Run layers k+1..n on rows (R, T, D), question before passage without a gap, to memory (R, T, D).
 
-        normed (R, T, D): what the first norm of layer k+1 gives, with u_hat in place of passage tokens (binary); None computes it.
+        normed (R, T, D): what the first norm of layer k+1 gives, with u_hat in place of passage tokens (binary); None
+        computes it.
         """
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         bias = self.t5.encoder.bias(positions, positions < lengths[:, None])
         return self.t5.encoder.finish(self.t5.encoder(hidden, bias, self.config.k, None, normed))
 
     def answer_logits(self, memory: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
-        """Score labels (B, S) from memory (R, T, D), R a multiple of B, rows of a question adjacent; returns (B, S, V)."""
+        """Score labels (B, S) from memory (R, T, D) as (B, S, V); R a multiple of B, rows of a question adjacent."""
         B, (_, T, D) = labels.shape[0], memory.shape
         mask = torch.arange(T, device=memory.device)[None] < lengths[:, None]
         return self.t5.answer_logits(labels, memory.reshape(B, -1, D), mask.reshape(B, -1))

@@ -1,15 +1,13 @@
 """The reader: questions and passages in, answers out. The figure of the paper in one file.
 
-    offline    passage -> layers 1..k -> norm of layer k+1 -> sign        1 bit a dimension and one scalar a token (Encoded)
+    offline    passage -> layers 1..k -> norm of layer k+1 -> sign    1 bit a dimension and one scalar a token (Encoded)
     runtime    question -> layers 1..k  \\
                bits -> u_hat, h_hat      -> layers k+1..n, per passage -> memory -> decoder -> answer
 
 Shapes: B questions, N passages, R rows (question x passage), T row tokens, M tokens of all passages, D width.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from btr import kernels
-from btr.answer import Answer, Memory, read_off
+from btr.answer import Answer, Memory, Stopwatch, read_off
 from btr.binarize import safe_weight
 from btr.checkpoint import digest, load_reader, load_tokenizer, resolve, save_reader
 from btr.config import MODES, Mode, ReaderConfig
@@ -28,6 +26,8 @@ from btr.errors import InputError
 from btr.fid import FiD
 from btr.storage.encoded import Encoded
 from btr.t5 import Generation
+
+__all__ = ["Answer", "PassageText", "Reader", "length_batches"]
 
 DEFAULT_READER = Path(__file__).parent / "default_reader"
 BATCH_TOKENS = 16384  # tokens of a batch in the encoder, padding counted
@@ -45,21 +45,8 @@ class PassageText(Protocol):
     def text(self) -> str: ...
 
 
-class Stopwatch:
-    """Adds up seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
-
-
 def length_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Yield indices in batches of like length, longest first, each of at most `budget` tokens with padding (or one row)."""
+    """Yield indices in batches of like length, longest first, each of one row or up to `budget` tokens with padding."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
@@ -90,11 +77,14 @@ class Reader:
     def from_pretrained(
         cls, path_or_id: str | Path | None = None, *, k: int | None = None, dtype: str = "float32"
     ) -> "Reader":
-        """Load a reader folder or hub id; None is the reader shipped with btr. A plain Hugging Face T5 answers in `full` mode, and
-        with k in the others too (then `calibrate` it, or the signs have the paper's mean 0 and magnitude 1).
+        """Load a reader folder or hub id; None is the reader shipped with btr.
+
+        A plain Hugging Face T5 answers in `full` mode, and with k in the others too (then `calibrate` it, or the signs
+        have the paper's mean 0 and magnitude 1).
 
         Raises:
-            InputError: missing or damaged files, a model that is not T5, a dtype other than float32 and bfloat16, a wrong k.
+            InputError: missing or damaged files, a model that is not T5, a dtype other than float32 and bfloat16, or a
+                wrong k.
         """
         if dtype not in DTYPES:
             raise InputError(f"dtype is {dtype!r}; use {' or '.join(DTYPES)} (T5 overflows in float16)")
@@ -119,9 +109,10 @@ class Reader:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over all that stored bits depend on: embedding, layers 1..k, the norm and means, shape, tokenizer.
+        """16 hexadecimal digits over all that stored bits depend on.
 
-        Weights count as bfloat16, so that a reader has one fingerprint in both precisions.
+        These are embedding, layers 1..k, the norm and means, shape, tokenizer. Weights count as bfloat16, so
+        that a reader has one fingerprint in both precisions.
         """
         if self._fingerprint is None:
             encoder, k = self.model.t5.encoder, self.config.k
@@ -142,8 +133,16 @@ class Reader:
         """16 hexadecimal digits of the tokenizer."""
         return digest([], self.tokenizer.to_str())
 
+    @torch.no_grad()
     def calibrate(self, passages: Sequence[PassageText]) -> None:
-        """Set the binarizer's mean and magnitude from a sample of passages (a few hundred are enough)."""
+        """Set the binarizer's mean and magnitude from a sample of passages (a few hundred are enough).
+
+        Raises:
+            InputError: no passages, one without text, or a reader without k.
+        """
+        self._check_mode("binary")
+        if not len(passages):
+            raise InputError("no passages to calibrate from; pass at least one")
         ids, _ = self.passage_ids(titled(passages))
         normed = [self.model.join_norm(states) for _, states in self._lower(ids)]
         self.model.binarizer.calibrate(torch.cat(normed))
@@ -165,7 +164,9 @@ class Reader:
         return ids
 
     def passage_ids(self, passages: Sequence[tuple[str, str]]) -> tuple[list[list[int]], int]:
-        """Tokenize (title, text) pairs as `title: … context: …` with end of sequence; returns ids and how many were cut to the limit.
+        """Tokenize (title, text) pairs as `title: … context: …` with end of sequence.
+
+        Returns the ids, and how many passages were cut to the limit.
 
         Raises:
             InputError: a passage without text.
@@ -218,19 +219,9 @@ class Reader:
             if states is not None:
                 states[at] = hidden.float().numpy()
         texts = ((p.id, p.title, p.text) for p in passages)
-        names, titles, contents = zip(*texts, strict=True) if passages else ((), (), ())
-        return Encoded(
-            self.fingerprint,
-            self.D,
-            names,
-            titles,
-            contents,
-            lengths,
-            np.array([t for row in ids for t in row], np.uint32),
-            scale,
-            packed,
-            states,
-        )
+        names, titles, contents = zip(*texts, strict=True) if len(passages) else ((), (), ())
+        tokens = np.array([t for row in ids for t in row], np.uint32)
+        return Encoded(self.fingerprint, self.D, names, titles, contents, lengths, tokens, scale, packed, states)
 
     @torch.inference_mode()
     def _lower(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
@@ -254,7 +245,7 @@ class Reader:
         mode: Mode | None = None,
         max_new_tokens: int = 32,
     ) -> Answer:
-        """Answer one question from passages, or from what `encode_passages` or a store gave. mode None: the reader's own.
+        """Answer one question from passages, or from what `encode_passages` or a store gave; no mode: the reader's own.
 
         Raises:
             InputError: blank or over-long question, no passages, an Encoded of another reader or of another mode.
@@ -278,6 +269,8 @@ class Reader:
             )
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens}; use 1 or more")
+        if not questions:
+            return []
         watch = Stopwatch()
         with watch("tokenize"):
             asked = [self.question_ids(question) for question in questions]
@@ -330,11 +323,14 @@ class Reader:
     def _check_encoded(self, encoded: Encoded, mode: Mode) -> None:
         if encoded.fingerprint != self.fingerprint:
             raise InputError(
-                f"the passages were encoded by reader {encoded.fingerprint}, this reader is {self.fingerprint}; encode them again with this one"
+                f"the passages were encoded by reader {encoded.fingerprint}, this reader is {self.fingerprint}; "
+                "encode them again with this one"
             )
         if (encoded.packed if mode == "binary" else encoded.states) is None:
+            held = "float states" if mode == "binary" else "signs"
             raise InputError(
-                f"mode {mode!r} was asked for and the passages hold {'signs' if mode == 'float' else 'float states'}; encode them with encode_passages(passages, mode={mode!r})"
+                f"mode {mode!r} was asked for and the passages hold {held}; "
+                f"encode them with encode_passages(passages, mode={mode!r})"
             )
 
     def _encode_full(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -342,23 +338,23 @@ class Reader:
         return self.model.t5.encode(ids, torch.arange(ids.shape[1])[None] < lengths[:, None]), lengths
 
     def _expand(self, encoded: Encoded) -> tuple[Tensor, Tensor | None]:
-        """Turn what is kept into the residual stream h_hat (M, D) and, for bits, u_hat (M, D), in the reader's dtype."""
-        dtype = self.model.t5.dtype
-        if encoded.packed is None:
+        """Turn what is kept into the residual stream h_hat (M, D) and, for bits, u_hat (M, D), as weights are."""
+        dtype, packed = self.model.t5.dtype, encoded.packed
+        if packed is None:
             return torch.from_numpy(encoded.states).to(dtype), None
         binarizer, bf16 = self.model.binarizer, dtype == torch.bfloat16
         weight = safe_weight(self.model.join_norm.weight)
 
         def expand(divisor: Tensor, scale: np.ndarray | None) -> Tensor:
             mean, magnitude = ((v / divisor).float().numpy() for v in (binarizer.mean, binarizer.magnitude))
-            values = torch.from_numpy(kernels.expand(encoded.packed, encoded.D, mean, magnitude, scale, bf16=bf16))
+            values = torch.from_numpy(kernels.expand(packed, encoded.D, mean, magnitude, scale, bf16=bf16))
             return values.view(torch.bfloat16) if bf16 else values
 
         return expand(weight, encoded.scale.astype(np.float32)), expand(torch.ones_like(weight), None)
 
     @staticmethod
     def _rows(flat: Tensor, start: Tensor, batch: list[int], offsets: np.ndarray, T: int) -> Tensor:
-        """Lay out rows (R, T, D): the question's tokens `start` (Q, D), then the passage's from `flat` (M, D), then zeros."""
+        """Lay out rows (R, T, D): the question's tokens `start` (Q, D), the passage's of `flat` (M, D), then zeros."""
         rows = flat.new_zeros(len(batch), T, flat.shape[1])
         rows[:, : len(start)] = start
         for r, i in enumerate(batch):
@@ -368,7 +364,7 @@ class Reader:
     def _in_batches(
         self, lengths: list[int], encode: Callable[[list[int]], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, list[int]]:
-        """Encode rows in batches of like length, and lay their tokens end to end in the original order, without padding."""
+        """Encode rows in batches of like length; lay their tokens end to end in the original order, without padding."""
         offsets = np.concatenate(([0], np.cumsum(lengths)))
         memory = torch.empty(int(offsets[-1]), self.D, dtype=self.model.t5.dtype)
         for batch in length_batches(lengths, BATCH_TOKENS):

@@ -1,9 +1,10 @@
 """T5 as the reader needs it: positions as input, any layer as entry, memory of any length, attention given back.
 
-One compact implementation of T5 1.0 and 1.1 (Raffel et al. 2020, arXiv 1910.10683; Shazeer 2020, arXiv 2002.05202 for the
-gated form), equal to transformers' T5ForConditionalGeneration (tests/btr/test_t5.py holds it to that).
+One compact implementation of T5 1.0 and 1.1 (Raffel et al. 2020, arXiv 1910.10683; Shazeer 2020, arXiv 2002.05202 for
+the gated form), equal to transformers' T5ForConditionalGeneration (tests/btr/test_t5.py holds it to that).
 
-Shapes: B questions or rows, T tokens, S answer tokens, M memory tokens, D model width, H heads, d head width, V vocabulary.
+Shapes: B questions or rows, T tokens, S answer tokens, M memory tokens, D model width, H heads, d head width,
+V vocabulary.
 """
 
 import math
@@ -41,9 +42,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
-        self.gated = config.feed_forward_proj == "gated-gelu"
         self.wi = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.gate = nn.Linear(config.d_model, config.d_ff, bias=False) if self.gated else None
+        self.gate = nn.Linear(config.d_model, config.d_ff, bias=False) if config.gated else None
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
         self.dropout = nn.Dropout(config.dropout_rate)
 
@@ -101,7 +101,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, hidden: Tensor, bias: Tensor, normed: Tensor | None = None) -> Tensor:
-        """Run one layer on (B, T, D); `normed` replaces what the first norm would give (that is where the bits enter)."""
+        """Run one layer on (B, T, D); `normed` replaces what the first norm would give (there the bits enter)."""
         normed = self.attention_norm(hidden) if normed is None else normed
         hidden = hidden + self.dropout(self.attention(normed, bias))
         return hidden + self.dropout(self.ffn(self.ffn_norm(hidden)))
@@ -181,7 +181,10 @@ class Encoder(nn.Module):
     def forward(
         self, hidden: Tensor, bias: Tensor, start: int = 0, stop: int | None = None, normed: Tensor | None = None
     ) -> Tensor:
-        """Run layers start..stop-1 on (B, T, D), without the final norm; `normed` enters layer `start` after its first norm."""
+        """Run layers start..stop-1 on (B, T, D), without the final norm.
+
+        `normed` enters layer `start` after its first norm.
+        """
         for layer in self.layers[start:stop]:
             hidden, normed = layer(hidden, bias, normed), None
         return hidden
@@ -238,7 +241,10 @@ class Decoder(nn.Module):
         crossed: list[tuple[Tensor, Tensor]],
         memory_bias: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Run position t: embedded token (B, 1, D) -> output (B, 1, D), mean cross-attention (B, M); `cache` is filled at t."""
+        """Run position t on the embedded token (B, 1, D), and fill `cache` there.
+
+        Returns the output (B, 1, D) and the cross-attention (B, M), averaged over layers and heads.
+        """
         positions = torch.arange(t + 1, device=hidden.device)[None]
         bias = self.position_bias(positions[:, t:], positions)
         attention = hidden.new_zeros(memory_bias.shape[0], memory_bias.shape[-1], dtype=torch.float32)
@@ -282,7 +288,7 @@ class T5(nn.Module):
         return self.head(hidden * self.config.d_model**-0.5 if self.config.scale_decoder_outputs else hidden)
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Encode rows (B, T) under a key mask (B, T) or (B, T, T): plain T5, positions 0..T-1. Returns memory (B, T, D)."""
+        """Encode rows (B, T) under a mask (B, T) or (B, T, T): plain T5, positions 0..T-1. Returns memory (B, T, D)."""
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         return self.encoder.finish(self.encoder(self.embed(ids), self.encoder.bias(positions, mask)))
 
@@ -302,7 +308,7 @@ class T5(nn.Module):
 
     @torch.no_grad()
     def greedy(self, memory_mask: Tensor, crossed: list[tuple[Tensor, Tensor]], max_new_tokens: int) -> Generation:
-        """Decode greedily from projected memory (`decoder.project`) under mask (B, M), at most max_new_tokens per answer."""
+        """Decode greedily from projected memory (`decoder.project`) under mask (B, M), max_new_tokens at most."""
         B, config = memory_mask.shape[0], self.config
         memory_bias = mask_bias(memory_mask, self.dtype)
         shape = (B, config.num_heads, max_new_tokens, config.d_kv)

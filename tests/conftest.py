@@ -4,14 +4,23 @@ import ipaddress
 import os
 import socket
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # Before anything imports torch or transformers, which read these once; processes started by a test inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread costs more than it gives
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning about forks would be an error here
 
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:  # slow to import, and most tests do without
+    from tokenizers import Tokenizer
+    from transformers import T5ForConditionalGeneration
+
+    from btr.corpus import Passage
+    from btr.reader import Reader
 
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
@@ -66,3 +75,114 @@ for _name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
     setattr(socket, _name, guard_lookup(getattr(socket, _name)))
 
 # Fixtures shared by more than one room go below.
+# They are made once for all tests: whoever wants to change one takes a deep copy.
+
+# Shape of T5: seed. 1.0 has ReLU, its head tied to the embedding, its output scaled; 1.1 a gate, a head of its own, no
+# scaling. With these seeds some answers end by themselves and some do not, and they are not all alike.
+SHAPES = {"1.0": 5, "1.1": 1}
+TEXTS = (
+    ("Harbour of Vellin", "The harbour of Vellin was dug by hand in 1712 and is deep enough for two ships at a time."),
+    ("", "Ada Berg built the lighthouse, and kept its lamp for thirty years."),
+    ("Salt", "Salt was carried over the hills on mules; a mule takes forty kilos, and a day for the way."),
+    ("Grey heron", "The grey heron nests in the reeds. It eats fish, frogs and, in hard winters, mice. " * 5),
+    ("Bridges", "Of the nine bridges only the one at the mill still stands."),
+)
+
+
+def make_t5(shape: str, seed: int) -> "T5ForConditionalGeneration":
+    """Make a random T5 in which no tensor is idle: norms that are not 1, positions that matter, answers that end."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    gated = shape == "1.1"
+    sizes = {"vocab_size": 256, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_heads": 4}
+    layers = {"num_layers": 4, "num_decoder_layers": 3, "dropout_rate": 0.0, "decoder_start_token_id": 0}
+    kind = {"feed_forward_proj": "gated-gelu" if gated else "relu", "tie_word_embeddings": not gated}
+    torch.manual_seed(seed)
+    model = T5ForConditionalGeneration(T5Config(**sizes, **layers, **kind)).eval()
+    if gated:
+        model.lm_head.weight = torch.nn.Parameter(torch.empty(256, 64))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif "relative" in name:
+                parameter.normal_()
+            elif name in ("shared.weight", "lm_head.weight"):
+                parameter.normal_(std=0.2 if gated else 0.1)
+                parameter[1] *= 2 if gated else 3  # the end of sequence comes now and then
+        model.decoder.final_layer_norm.weight *= 3 if gated else 40  # answers one can be sure of
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_passages() -> "list[Passage]":
+    """Five passages, of 25 to 250 tokens, one without title."""
+    from btr.corpus import Passage
+
+    return [Passage(f"p{n}", title, text) for n, (title, text) in enumerate(TEXTS)]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> "Tokenizer":
+    """Byte pairs with T5's special tokens and word marks: <pad> 0, </s> 1, <unk> 2; some 150 pieces."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+    words = [f"question: title: {title} context: {text}" for title, text in TEXTS]
+    tokenizer.train_from_iterator(words, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_t5s() -> "dict[str, T5ForConditionalGeneration]":
+    """A random T5 of each shape, as transformers has it."""
+    return {shape: make_t5(shape, seed) for shape, seed in SHAPES.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(
+    tiny_t5s: "dict[str, T5ForConditionalGeneration]",
+    tiny_tokenizer: "Tokenizer",
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
+    """The folder of each shape, as transformers saves it: a plain T5 and its tokenizer."""
+    folders = {}
+    for shape, model in tiny_t5s.items():
+        folders[shape] = tmp_path_factory.mktemp("t5")
+        model.save_pretrained(folders[shape])
+        tiny_tokenizer.save(str(folders[shape] / "tokenizer.json"))
+    return folders
+
+
+@pytest.fixture(scope="session")
+def tiny_readers(tiny_folders: dict[str, Path], tiny_passages: "list[Passage]") -> "dict[str, Reader]":
+    """A reader of each shape, split after layer 2 of 4 and calibrated."""
+    from btr.reader import Reader
+
+    readers = {shape: Reader.from_pretrained(folder, k=2) for shape, folder in tiny_folders.items()}
+    for reader in readers.values():
+        reader.calibrate(tiny_passages)
+    return readers
+
+
+@pytest.fixture(scope="session")
+def tiny_reader(tiny_readers: "dict[str, Reader]") -> "Reader":
+    """A reader of shape 1.1, for tests that need no more than one."""
+    return tiny_readers["1.1"]
+
+
+@pytest.fixture(scope="session", params=SHAPES)
+def shape(request: pytest.FixtureRequest) -> str:
+    """Each shape of T5 in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def oracle(shape: str, tiny_t5s: "dict[str, T5ForConditionalGeneration]") -> "T5ForConditionalGeneration":
+    """What transformers makes of the shape."""
+    return tiny_t5s[shape]

@@ -25,8 +25,11 @@ from btr.retrieve import BM25
 from btr.storage import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = ("harbour lighthouse salt mule heron reed bridge mill lamp ship frog winter hill kilo eagle ferry anchor pine "
-         "copper violin saddle quarry orchard bell tunnel comet turnip glacier basket walnut").split()  # fmt: skip
+WORDS = (
+    *("harbour", "lighthouse", "salt", "mule", "heron", "reed", "bridge", "mill", "lamp", "ship", "frog", "winter"),
+    *("hill", "kilo", "eagle", "ferry", "anchor", "pine", "copper", "violin", "saddle", "quarry", "orchard", "bell"),
+    *("tunnel", "comet", "turnip", "glacier", "basket", "walnut"),
+)
 WAIT = 900  # seconds, for what takes seconds on a machine with nothing else to do
 
 Run = Callable[..., SimpleNamespace]
@@ -35,7 +38,7 @@ Run = Callable[..., SimpleNamespace]
 def make_line(number: int) -> str:
     """Write passage p0, p1, ...: four words of which each meets some others, and one of its own."""
     words = [WORDS[number * step % len(WORDS)] for step in (1, 7, 11, 13)]
-    text = " ".join([*words, f"mark{number}"] * (1 + number % 5))
+    text = " ".join([*words, f"mark{number}"] * (1 + number % 3))
     return json.dumps({"id": f"p{number}", "title": words[0].title(), "text": text})
 
 
@@ -80,10 +83,11 @@ def assert_refused(result: SimpleNamespace, message: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Run]:
+def forks(reader_folder: Path) -> Iterator[Run]:
     """A function that runs the command in a process of its own; see `precompute_and_die.py`."""
     script = str(Path(__file__).with_name("precompute_and_die.py"))
-    with subprocess.Popen([sys.executable, script], stdin=-1, stdout=-1, text=True) as server:
+    command = [sys.executable, script, str(reader_folder)]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as server:
         assert server.stdin is not None and server.stdout is not None
 
         def run(cwd: Path, *argv: str, **how: Any) -> SimpleNamespace:
@@ -238,7 +242,7 @@ def test_nothing_is_encoded_twice(run: Run) -> None:
 def test_other_settings_are_refused_and_no_resume_starts_afresh(run: Run, tmp_path: Path) -> None:
     assert run(die=("btr.storage:StoreWriter.append", 3)).code == -signal.SIGKILL
     begun = tree(tmp_path)
-    assert_refused(run("--words", "50"), "was begun with options")
+    assert_refused(run("--dtype", "bfloat16"), "was begun with options {")
     (tmp_path / "made.jsonl").write_text(make_line(1), encoding="utf-8")
     assert_refused(run(), "was begun with corpus_hash")
     assert tree(tmp_path) == begun
@@ -414,8 +418,10 @@ def test_terminal_gets_one_line_with_the_time_left(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(precompute.time, "monotonic", lambda: now)
     report = precompute.Progress("encoded", 100, 700)
-    for now in (0.1, 2.0):
-        report(100, 1000)
+    now = 0.1
+    report(100, 1000)
+    now = 2.0
+    report(100, 1000)
     now = 10.0
     report.show(last=True)
     expected = "\rencoded 300/700 passages  100/s  1,000 tokens/s  4 s left\x1b[K"

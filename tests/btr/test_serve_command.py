@@ -1,0 +1,153 @@
+"""The command `btr serve`, with a real, tiny reader and the store it made."""
+
+import argparse
+import http.client
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import btr.serve
+from btr import precompute
+from btr.config import MODES
+from btr.corpus import Passage
+from btr.reader import Reader
+from btr.serve import AnswerRequest, Service, load, main, parse, serve
+from btr.storage import Store
+
+WAIT = 60  # seconds, for what takes a few on a machine with nothing else to do
+
+
+@pytest.fixture(scope="module")
+def folder(
+    tiny_readers: dict[str, Reader], tiny_passages: list[Passage], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The tiny readers `1.0` and `1.1`, and two stores of `1.1`: `whole`, and `bits` without text or index."""
+    folder = tmp_path_factory.mktemp("serve")
+    for shape, reader in tiny_readers.items():
+        reader.save_pretrained(folder / shape)
+    lines = [json.dumps({"id": p.id, "title": p.title, "text": p.text}) for p in tiny_passages]
+    (folder / "corpus.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for store, flags in (("whole", []), ("bits", ["--no-text", "--no-index"])):
+        made_by = ["--reader", str(folder / "1.1"), "--store", str(folder / store)]
+        assert precompute.main([str(folder / "corpus.jsonl"), *made_by, *flags]) == 0
+    return folder
+
+
+Complaint = Callable[..., str]
+
+
+@pytest.fixture
+def complaint(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Complaint:
+    """Run the command in `folder`, see it refuse, and give what it said on standard error."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(btr.serve, "serve", lambda service, bound: pytest.fail("it serves"))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    capsys.readouterr()
+
+    def run(*argv: str) -> str:
+        assert main(["--reader", "1.1", "--port", "0", *argv]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.endswith("\n")
+        return err
+
+    return run
+
+
+def test_missing_store_says_how_to_make_it(complaint: Complaint) -> None:
+    assert complaint() == "error: no store at corpus.btr; make it with: python -m btr.precompute corpus\n"
+    cure = "python -m btr.precompute CORPUS --store 'my store'"
+    assert complaint("my store") == f"error: no store at my store; make it with: {cure}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["whole", "--top", "0"], "--top must be 1 to 100, not 0"),
+        (["whole", "--port", "70000"], "--port must be 0 to 65535, not 70000"),
+        (["whole", "--host", "127.0.0.1%none"], "cannot listen on 127.0.0.1%none:0: "),
+        (["1.1"], "is not a store"),
+        (["whole", "--reader", "1.0"], "was built by reader"),
+        (["whole", "--reader", "nowhere/at/all"], "nowhere/at/all: "),
+    ],
+)
+def test_bad_setting_is_told_in_one_line(complaint: Complaint, argv: list[str], message: str) -> None:
+    error = complaint(*argv)
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_store_of_bits_alone_cannot_be_read_in_full(complaint: Complaint) -> None:
+    warning, error = complaint("bits", "--mode", "full").splitlines()
+    assert warning == "warning: bits has no BM25 index; questions must name their passages"
+    assert error.startswith("error: bits: ") and "no text" in error
+
+
+def test_empty_store_is_refused(complaint: Complaint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "__len__", lambda store: 0)
+    assert complaint("whole") == "error: the store whole has no passages\n"
+
+
+def test_port_in_use_is_refused(complaint: Complaint) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        error = complaint("whole", "--port", str(port))
+    assert error.startswith(f"error: cannot listen on 127.0.0.1:{port}: ") and error.count("\n") == 1
+
+
+def test_port_taken_while_the_reader_loads_is_refused(complaint: Complaint, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+
+        def load_slowly(args: argparse.Namespace) -> Service:
+            other.listen()
+            return load(args)
+
+        monkeypatch.setattr(btr.serve, "load", load_slowly)
+        monkeypatch.setattr(btr.serve, "serve", serve)
+        assert "cannot listen on 127.0.0.1:" in complaint("whole", "--port", str(other.getsockname()[1]))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_service_answers_as_its_reader_does(
+    folder: Path, tiny_reader: Reader, tiny_passages: list[Passage], mode: str
+) -> None:
+    question = "Who built the lighthouse?"
+    service = load(parse([str(folder / "whole"), "--reader", str(folder / "1.1"), "--mode", mode]))
+    with service.store:
+        reply = service.answer(AnswerRequest(question=question))
+    found = sorted(reply.passages, key=lambda cited: -(cited.retrieval_score or 0))
+    read = [next(p for p in tiny_passages if p.id == cited.id) for cited in found]
+    expected = tiny_reader.answer(question, read, mode=mode)
+    assert (reply.model, found[0].id, reply.answer) == ("1.1", "p1", expected.text)
+    assert reply.score == pytest.approx(expected.score, abs=1e-4)
+    assert [cited.evidence for cited in found] == pytest.approx(expected.evidence.tolist(), abs=1e-5)
+    assert reply.tokens_read == sum(map(len, expected.token_evidence))
+    assert reply.bits_read == (reply.tokens_read * tiny_reader.D if mode == "binary" else 0)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_signal_stops_the_server_cleanly(folder: Path, name: str) -> None:
+    command = [sys.executable, "-m", "btr.serve", "whole", "--reader", "1.1", "--port", "0"]
+    with subprocess.Popen(command, cwd=folder, stdout=-1, stderr=-1, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.fullmatch(r"5 passages, model 1\.1: http://127\.0\.0\.1:(\d+)\n", line)
+            assert found, line
+            connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=WAIT)
+            connection.request("GET", "/health")
+            with connection.getresponse() as response:
+                assert response.status == 200
+            connection.close()
+            process.send_signal(getattr(signal, name))
+            out, err = process.communicate(timeout=WAIT)
+        finally:
+            process.kill()
+    assert (process.returncode, out, err) == (0, "", "")
