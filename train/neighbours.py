@@ -1,6 +1,7 @@
 """Give questions passages to read: their own, cut to size, among the BM25 neighbours of the question.
 
-A question that comes with a gold passage keeps it; one without gets distant supervision: neighbours that hold an answer are gold.
+A question that comes with a gold passage keeps it; one without gets distant supervision: passages that hold an answer
+are gold.
 """
 
 import itertools
@@ -8,6 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from btr.corpus import Passage, Question, cut_text, read_passages, read_questions
 from btr.retrieve import BM25, BM25Writer
@@ -15,6 +17,9 @@ from btr.train.data import holds
 
 WORDS = 100
 BATCH = 256  # questions searched at a time
+INDEXED = 4096  # passages indexed at a time
+
+Item = TypeVar("Item")
 
 
 def own_passages(question: Question) -> Iterator[tuple[Passage, bool]]:
@@ -31,29 +36,37 @@ def own_passages(question: Question) -> Iterator[tuple[Passage, bool]]:
 def write_neighbours(
     paths: Sequence[str], text: str, limit: int | None, top: int, out: Path, say: Callable[[str], None]
 ) -> None:
-    """Write the questions of `paths` with passages, gold ones marked, to a FiD-style .jsonl; neighbours come from `text` and from the
-    questions' own passages."""
+    """Write the questions of `paths` with passages, gold ones marked, to a FiD-style .jsonl.
+
+    Neighbours come from `text` and from the questions' own passages.
+    """
+    for path in paths:
+        list(read_questions(path, limit=1))  # a file that cannot be read is an error now, not after the text
     out.parent.mkdir(parents=True, exist_ok=True)
-    pool: list[Passage] = []
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        writer = BM25Writer.create_or_resume(Path(folder) / "bm25")
-        for batch in batched(pooled(paths, text, limit), 4096):
-            writer.append(batch)
-            pool += batch
-        writer.finish()
-        index = BM25.open(Path(folder) / "bm25")
+        pool, index = build_index(pooled(paths, text, limit), Path(folder) / "bm25")
         say(f"{len(pool):,} passages to find neighbours in")
-        temporary = out.with_name(out.name + ".tmp")
+        temporary, written = out.with_name(out.name + ".tmp"), 0
         with temporary.open("w", encoding="utf-8") as file:
-            written = 0
             for asked in batched((q for path in paths for q in read_questions(path)), BATCH):
-                for question, (ordinals, _) in zip(asked, index.search([q.question for q in asked], top), strict=True):
-                    file.write(
-                        json.dumps(with_neighbours(question, [pool[i] for i in ordinals]), ensure_ascii=False) + "\n"
-                    )
+                hits = index.search([q.question for q in asked], top)
+                for question, (ordinals, _) in zip(asked, hits, strict=True):
+                    record = with_neighbours(question, [pool[i] for i in ordinals])
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 written += len(asked)
                 say(f"{written:,} questions")
         temporary.replace(out)
+
+
+def build_index(passages: Iterable[Passage], folder: Path) -> tuple[list[Passage], BM25]:
+    """Index passages in a new folder; returns them by ordinal, and the index."""
+    pool: list[Passage] = []
+    writer = BM25Writer.create_or_resume(folder)
+    for batch in batched(passages, INDEXED):
+        writer.append(batch)
+        pool += batch
+    writer.finish()
+    return pool, BM25.open(folder)
 
 
 def pooled(paths: Sequence[str], text: str, limit: int | None) -> Iterator[Passage]:
@@ -68,20 +81,23 @@ def pooled(paths: Sequence[str], text: str, limit: int | None) -> Iterator[Passa
 
 
 def with_neighbours(question: Question, found: Sequence[Passage]) -> dict[str, object]:
-    """Build the FiD record: gold passages first, then neighbours that are not the same text; those holding an answer are gold only
-    where the question came without a gold passage."""
+    """Build the FiD record: gold passages first, then neighbours with another text, then the question's others.
+
+    With a gold passage of its own, any other passage that holds an answer is left out: neither gold nor a fair
+    distractor. Without one, passages that hold an answer are gold.
+    """
     own = list(own_passages(question))
-    supervised = any(gold for _, gold in own)
+    gold = [passage for passage, good in own if good]
     texts = {passage.text for passage, _ in own}
-    near = [(p, not supervised and holds(p.text, question.answers)) for p in found if p.text not in texts]
-    if supervised:  # a neighbour with the answer in it is neither gold nor a fair distractor
-        near = [(p, gold) for p, gold in near if not holds(p.text, question.answers)]
-    passages = [pair for pair in own if pair[1]] + near + [pair for pair in own if not pair[1]]
-    ctxs = [{"id": p.id, "title": p.title, "text": p.text, "is_gold": gold} for p, gold in passages]
+    rest = [passage for passage in found if passage.text not in texts] + [passage for passage, good in own if not good]
+    holding = [passage for passage in rest if holds(passage.text, question.answers)]
+    others = [passage for passage in rest if not holds(passage.text, question.answers)]
+    marked = [(passage, True) for passage in gold or holding] + [(passage, False) for passage in others]
+    ctxs = [{"id": p.id, "title": p.title, "text": p.text, "is_gold": good} for p, good in marked]
     return {"id": question.id, "question": question.question, "answers": list(question.answers), "ctxs": ctxs}
 
 
-def batched(items: Iterable, size: int) -> Iterator[list]:
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Yield lists of at most `size` items."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):

@@ -7,8 +7,10 @@ from btr.config import Mode
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of training. modes: (mode, share of steps); distillation, recovery: weights of the added losses; a teacher is
-    needed where distillation > 0."""
+    """A stage of training.
+
+    modes: (mode, share of steps). distillation, recovery: weights of the added losses; distillation needs a teacher.
+    """
 
     name: str
     modes: tuple[tuple[Mode, float], ...]
@@ -22,7 +24,7 @@ class Stage:
             draw -= share / total
             if draw < 0:
                 return mode
-        return self.modes[-1][0]
+        return self.modes[-1][0]  # rounding
 
 
 STAGES = {
