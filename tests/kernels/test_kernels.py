@@ -70,8 +70,7 @@ def test_golden_words(back_end: str) -> None:
 @every_d
 def test_pack_agrees_with_bitarray(back_end: str, D: int) -> None:
     signs = np.random.default_rng(D).standard_normal((5, D))
-    width = 8 * -(-D // 64)
-    expected = [row.tobytes().ljust(width, b"\0") for row in oracle(signs)]
+    expected = [row.tobytes().ljust(8 * -(-D // 64), b"\0") for row in oracle(signs)]
     assert [row.tobytes() for row in kernels.pack(signs).astype("<u8")] == expected
 
 
@@ -91,8 +90,7 @@ def test_round_trip_of_any_dtype(back_end: str, signs: NDArray[Any]) -> None:
     packed = kernels.pack(signs)
     assert packed.shape == (*signs.shape[:-1], -(-signs.shape[-1] // 64))
     unpacked = kernels.unpack(packed, signs.shape[-1])
-    assert unpacked.dtype == np.int8
-    assert np.array_equal(unpacked, np.where(signs > 0, 1, -1))
+    assert unpacked.dtype == np.int8 and np.array_equal(unpacked, np.where(signs > 0, 1, -1))
     assert np.array_equal(kernels.pack(unpacked), packed)
 
 
@@ -118,14 +116,13 @@ def test_leading_dimensions_and_no_rows(back_end: str) -> None:
 def test_expand_is_the_formula(back_end: str, D: int, scale: type | None) -> None:
     rng = np.random.default_rng(D)
     mean, magnitude = rng.standard_normal((2, D)).astype(np.float32)
-    packed, factors = random_words(D, 9, D), None
+    packed = random_words(D, 9, D)
+    factors: NDArray[Any] | None = None if scale is None else rng.random(9).astype(scale)
     expected = mean + magnitude * kernels.unpack(packed, D).astype(np.float32)
-    if scale is not None:
-        factors = rng.random(9).astype(scale)
+    if factors is not None:
         expected = expected * factors.astype(np.float32)[:, None]
     values = kernels.expand(packed, D, mean, magnitude, factors)
-    assert values.dtype == np.float32
-    assert values.tobytes() == expected.tobytes()
+    assert values.dtype == np.float32 and values.tobytes() == expected.tobytes()
 
 
 # The bit, mean, magnitude and scale, and the bits of the value: an infinite scale keeps the product's sign, times 0 it
@@ -175,8 +172,7 @@ def test_hamming_agrees_with_bitarray(back_end: str, D: int) -> None:
     left, right = np.random.default_rng(D).random((2, 7, D)) - 0.5
     expected = [[count_xor(x, y) for y in oracle(right)] for x in oracle(left)]
     distance = kernels.hamming(kernels.pack(left), kernels.pack(right))
-    assert distance.dtype == np.int32
-    assert distance.tolist() == expected
+    assert distance.dtype == np.int32 and distance.tolist() == expected
 
 
 @given(words=st.integers(1, 17).flatmap(lambda w: hnp.arrays(np.uint64, st.tuples(st.integers(0, 9), st.just(w)))))
@@ -228,19 +224,16 @@ def contrary(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 @pytest.mark.parametrize("which", range(5))
 def test_memory_layout_changes_nothing(back_end: str, which: int) -> None:
-    def twist(array: NDArray[Any]) -> NDArray[Any]:
-        return list(contrary(array))[which]
-
-    signs = random_values(0, 6, 130)
-    packed, (mean, magnitude), scale = kernels.pack(signs), random_values(1, 2, 130), random_values(2, 6)
-    assert np.array_equal(kernels.pack(twist(signs)), packed)
-    assert np.array_equal(kernels.unpack(twist(packed), 130), kernels.unpack(packed, 130))
+    signs, (mean, magnitude), scale = random_values(0, 6, 130), random_values(1, 2, 130), random_values(2, 6)
+    plain = (kernels.pack(signs), mean, magnitude, scale)
+    words, m, a, s = [list(contrary(array))[which] for array in plain]
+    assert np.array_equal(kernels.pack(list(contrary(signs))[which]), plain[0])
+    assert np.array_equal(kernels.unpack(words, 130), kernels.unpack(plain[0], 130))
     for bf16 in (False, True):
-        twisted = kernels.expand(twist(packed), 130, twist(mean), twist(magnitude), twist(scale), bf16)
-        plain = kernels.expand(packed, 130, mean, magnitude, scale, bf16)
-        assert twisted.tobytes() == plain.tobytes()
-    assert np.array_equal(kernels.hamming(twist(packed), twist(packed)), kernels.hamming(packed, packed))
-    assert np.array_equal(kernels.nearest(twist(packed), twist(packed)), kernels.nearest(packed, packed))
+        values = kernels.expand(words, 130, m, a, s, bf16)
+        assert values.tobytes() == kernels.expand(plain[0], 130, mean, magnitude, scale, bf16).tobytes()
+    assert np.array_equal(kernels.hamming(words, words), kernels.hamming(plain[0], plain[0]))
+    assert np.array_equal(kernels.nearest(words, words), kernels.nearest(plain[0], plain[0]))
 
 
 WORDS = np.zeros((3, 2), np.uint64)
@@ -297,9 +290,6 @@ def test_back_ends_agree_to_the_bit(monkeypatch: pytest.MonkeyPatch, D: int) -> 
         assert numba == numpy, numba[0]
 
 
-# Choosing a back end, and living with others: each in a process of its own
-
-
 def run_python(code: str, **environment: str) -> str:
     inherited = {k: v for k, v in os.environ.items() if k not in ("BTR_KERNELS", "NUMBA_NUM_THREADS")}
     command = [sys.executable, "-c", code]
@@ -321,12 +311,9 @@ print(name, "numba" in sys.modules)
 """
 
 
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [({}, "numba True"), ({"BTR_KERNELS": ""}, "numba True"), ({"BTR_KERNELS": "numpy"}, "numpy False")],
-)
-def test_environment_chooses_and_numba_is_imported_late(environment: dict[str, str], expected: str) -> None:
-    assert run_python(USE_ALL, **environment) == expected
+@pytest.mark.parametrize(("asked", "expected"), [("", "numba True"), ("numba", "numba True"), ("numpy", "numpy False")])
+def test_environment_chooses_and_numba_is_imported_late(asked: str, expected: str) -> None:
+    assert run_python(USE_ALL, **{"BTR_KERNELS": asked} if asked else {}) == expected
 
 
 def test_unknown_back_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_info_adds_up(store: Store, capsys: Capture) -> None:
 
 
 def test_info_is_an_aligned_table(store: Store, capsys: Capture) -> None:
-    (store.path / "bm25").mkdir()
+    (store.path / "note").write_text("beside")
     assert command.main(["info", str(store.path)]) == 0
     text = capsys.readouterr().out
     assert f"reader   readers/base {store.manifest.fingerprint}, k = 9, D = 65" in text
