@@ -48,7 +48,7 @@ setup(
         "transformers>=5.0",
         "numpy>=2.0",
         "numba>=0.60",
-        "lmdb>=1.5",
+        "lmdb>=3.0",
         "bitarray>=3",
         "datasets>=3",
         "safetensors>=0.5",

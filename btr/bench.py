@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def random_reader(shape: str, dtype: torch.dtype) -> Reader:
-    """Make a reader of a T5 shape with random weights that never ends an answer, over a vocabulary of numbered words."""
+    """Make a reader of a T5 shape with random weights that never ends an answer; its words are numbered."""
     config = replace(T5_SHAPES[shape], dropout_rate=0.0)
     vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, config.vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -103,9 +103,12 @@ def transformers_fid(reader: Reader, folder: Path, dtype: torch.dtype) -> Callab
         states = model.encoder(input_ids=padded, attention_mask=mask).last_hidden_state
         memory = BaseModelOutput(last_hidden_state=states.reshape(1, -1, states.shape[-1]))
         model.generate(
-            encoder_outputs=memory, attention_mask=mask.reshape(1, -1), max_new_tokens=new_tokens, min_new_tokens=new_tokens,
+            encoder_outputs=memory,
+            attention_mask=mask.reshape(1, -1),
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
             do_sample=False,
-        )  # fmt: skip
+        )
 
     return answer
 
@@ -115,7 +118,8 @@ def store_of(reader: Reader, passages: Sequence[Passage], path: Path) -> Encoded
     encoded = reader.encode_passages(passages)
     settings = Settings(
         fingerprint=reader.fingerprint, tokenizer_hash=reader.tokenizer_hash, k=reader.config.k, D=reader.D,
-        vocab_size=reader.model.t5.config.vocab_size, max_passage_tokens=reader.config.max_passage_tokens, corpus_hash="",
+        vocab_size=reader.model.t5.config.vocab_size, max_passage_tokens=reader.config.max_passage_tokens,
+        corpus_hash="",
     )  # fmt: skip
     with StoreWriter.create_or_resume(path, settings) as writer:
         writer.append(encoded, len(passages))
@@ -157,14 +161,17 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         middle = {phase: statistics.median(v) for phase, v in phases.get(name, {}).items()}
         ratios = [full / value for full, value in zip(seconds["transformers"], values, strict=True)]
         rows[name] = {
-            "seconds": round(statistics.median(values), 4), "least": round(min(values), 4), "most": round(max(values), 4),
+            "seconds": round(statistics.median(values), 4),
+            "least": round(min(values), 4), "most": round(max(values), 4),
             "times_transformers": round(statistics.median(ratios), 2), "bytes_per_token": held.get(name, 0),
             "phases": {phase: round(middle[phase], 4) for phase in PHASES if phase in middle},
         }  # fmt: skip
     return {
-        "reader": reader.name, "k": reader.config.k, "passages": options.passages, "row_tokens": options.question_tokens + options.passage_tokens,
+        "reader": reader.name, "k": reader.config.k, "passages": options.passages,
+        "row_tokens": options.question_tokens + options.passage_tokens,
         "new_tokens": len(answer.tokens), "dtype": options.dtype, "runs": options.runs, "rows": rows,
-        "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__, "btr": __version__,
     }  # fmt: skip
 

@@ -75,7 +75,8 @@ def predict(
             answer = ""
             print(f"warning: question {question.id!r}: {error}", file=sys.stderr)
         yield {
-            "id": question.id, "mode": mode, "question": question.question, "answer": answer, "answers": question.answers,
+            "id": question.id, "mode": mode, "question": question.question,
+            "answer": answer, "answers": question.answers,
             "em": exact_match(answer, question.answers), "f1": f1(answer, question.answers),
             "found": float(any(a.lower() in p.text.lower() for a in question.answers for p in read)),
         }  # fmt: skip
@@ -86,41 +87,43 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     modes = [cast(Mode, mode) for mode in options.modes.split(",")]
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise InputError(f"--modes has {unknown[0]!r}; known: {', '.join(MODES)}")
+    if options.out and not Path(options.out).absolute().parent.is_dir():
+        raise InputError(f"--out {options.out}: no such folder; make it first")
     reader = Reader.from_pretrained(options.reader, dtype=options.dtype)
     questions = [q for q in read_questions(options.questions, limit=options.limit) if q.answers]
     if not questions:
         raise InputError(f"{options.questions}: no question with answers; there is nothing to compare with")
     passages = gather(questions, options)
-    figures: dict[str, Any] = {
-        "questions": len(questions),
-        "passages": options.passages,
-        "reader": reader.name,
-        "modes": {},
-    }
-    ems: dict[str, list[float]] = {}
-    with open(options.out, "w", encoding="utf-8") if options.out else open("/dev/null", "w") as file:
-        for mode in modes:
-            rows, began = [], time.monotonic()
-            for row in predict(reader, questions, passages, mode, options.max_new_tokens):
-                rows.append(row)
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                if len(rows) % 100 == 0:
-                    print(
-                        f"{mode}: {len(rows)}/{len(questions)}  EM {100 * mean([r['em'] for r in rows]):.1f}",
-                        file=sys.stderr,
-                    )
-            ems[mode] = [row["em"] for row in rows]
-            figures["found"] = round(100 * mean([row["found"] for row in rows]), 1)
-            figures["modes"][mode] = {
-                "em": percent(ems[mode]), "f1": percent([row["f1"] for row in rows]),
-                "seconds_per_question": round((time.monotonic() - began) / len(rows), 4),
-            }  # fmt: skip
-    if "full" in ems:
-        for mode in modes:
-            figures["modes"][mode]["em_minus_full"] = percent(
-                [a - b for a, b in zip(ems[mode], ems["full"], strict=True)]
-            )
+    rows: dict[str, list[dict[str, Any]]] = {}
+    figures: dict[str, Any] = {"questions": len(questions), "passages": options.passages, "reader": reader.name}
+    seconds = {}
+    for mode in modes:
+        began = time.monotonic()
+        rows[mode] = list(reported(predict(reader, questions, passages, mode, options.max_new_tokens), len(questions)))
+        seconds[mode] = round((time.monotonic() - began) / len(questions), 4)
+    if options.out:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for found in rows.values() for row in found)
+        Path(options.out).write_text("".join(lines), encoding="utf-8")
+    ems = {mode: [row["em"] for row in found] for mode, found in rows.items()}
+    figures["found"] = round(100 * mean([row["found"] for row in rows[modes[0]]]), 1)
+    figures["modes"] = {}
+    for mode in modes:
+        figures["modes"][mode] = {"em": percent(ems[mode]), "f1": percent([row["f1"] for row in rows[mode]])}
+        if "full" in ems:
+            differences = [x - y for x, y in zip(ems[mode], ems["full"], strict=True)]
+            figures["modes"][mode]["em_minus_full"] = percent(differences)
+        figures["modes"][mode]["seconds_per_question"] = seconds[mode]
     return figures
+
+
+def reported(rows: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
+    """Pass rows on, reporting every hundredth on stderr."""
+    right = 0.0
+    for count, row in enumerate(rows, 1):
+        right += row["em"]
+        if count % 100 == 0:
+            print(f"{row['mode']}: {count}/{total}  EM {100 * right / count:.1f}", file=sys.stderr)
+        yield row
 
 
 def percent(values: Sequence[float]) -> list[float]:
@@ -136,18 +139,18 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if options.json:
-        print(json.dumps(figures))
-        return 0
-    print(
-        f"{figures['questions']} questions, {figures['passages']} passages each, an answer among them for {figures['found']} %"
-    )
-    for mode, row in figures["modes"].items():
-        line = "  ".join(
-            f"{name} {row[name][0]} [{row[name][1]}, {row[name][2]}]" for name in row if isinstance(row[name], list)
-        )
-        print(f"{mode:7} {line}  {row['seconds_per_question']} s/question")
+    print(json.dumps(figures) if options.json else table(figures))
     return 0
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Lay out the figures for people."""
+    head = "{questions} questions, {passages} passages each, an answer among them for {found} %"
+    lines = [head.format(**figures)]
+    for mode, row in figures["modes"].items():
+        cells = [f"{key} {v[0]} [{v[1]}, {v[2]}]" for key, v in row.items() if isinstance(v, list)]
+        lines.append(f"{mode:7} {'  '.join(cells)}  {row['seconds_per_question']} s/question")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 M and P tokens of D channels are M and P rows of W = ceil(D/64) uint64 words.  `reference` defines every result, and the
 bit order; `jit` gives the same bits faster.  Which of the two runs is decided at the first call: what `use` was told,
-else the environment variable BTR_KERNELS ("numba" or "numpy"), else Numba if it is there.  Importing
-this package does not import Numba; the first kernel, or `backend`, does.
+else the environment variable BTR_KERNELS ("numba" or "numpy"), else Numba if it is there.  Importing this package does
+not import Numba; the first kernel, or `backend`, does.
 
 Arguments may be non-contiguous, read-only or of either byte order; wrong dtypes and shapes raise ValueError.
 """

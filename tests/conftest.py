@@ -84,7 +84,7 @@ TEXTS = (
     ("Harbour of Vellin", "The harbour of Vellin was dug by hand in 1712 and is deep enough for two ships at a time."),
     ("", "Ada Berg built the lighthouse, and kept its lamp for thirty years."),
     ("Salt", "Salt was carried over the hills on mules; a mule takes forty kilos, and a day for the way."),
-    ("Grey heron", "The grey heron nests in the reeds. It eats fish, frogs and, in hard winters, mice. " * 5),
+    ("Grey heron", "The grey heron nests in the reeds. It eats fish, frogs and, in hard winters, mice. " * 12),
     ("Bridges", "Of the nine bridges only the one at the mill still stands."),
 )
 
@@ -117,7 +117,7 @@ def make_t5(shape: str, seed: int) -> "T5ForConditionalGeneration":
 
 @pytest.fixture(scope="session")
 def tiny_passages() -> "list[Passage]":
-    """Five passages, of 25 to 250 tokens, one without title."""
+    """Five passages, of some 20 to 200 tokens, one without title."""
     from btr.corpus import Passage
 
     return [Passage(f"p{n}", title, text) for n, (title, text) in enumerate(TEXTS)]
@@ -133,8 +133,7 @@ def tiny_tokenizer() -> "Tokenizer":
     tokenizer.decoder = decoders.Metaspace()
     special = ["<pad>", "</s>", "<unk>"]
     trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=special, show_progress=False)
-    words = [f"question: title: {title} context: {text}" for title, text in TEXTS]
-    tokenizer.train_from_iterator(words, trainer)
+    tokenizer.train_from_iterator([f"question: title: {title} context: {text}" for title, text in TEXTS], trainer)
     return tokenizer
 
 

@@ -28,7 +28,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
 }
 # The reader knows the record that passages travel in (`Encoded`, where it is defined or used), and never a store.
 RECORD = {"btr.storage.encoded", "btr.storage.format"}
-READER_MAY = MATHS | RECORD | {"btr.reader", "btr.checkpoint", "btr.errors", "btr.kernels"}
+READER_MAY = MATHS | RECORD | {"btr.reader", "btr.answer", "btr.checkpoint", "btr.errors", "btr.kernels"}
 
 
 def find_modules() -> dict[str, Path]:

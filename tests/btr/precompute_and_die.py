@@ -1,7 +1,8 @@
 """Run `btr precompute` again and again, each time in a fork of this process: python precompute_and_die.py READER.
 
-This process has imported everything and read one passage, so that a run takes a fraction of a second. One request a line comes in, {"argv": [...], "cwd": ..., "die"?, "fail"?, "free"?, "file_limit"?}, and one reply a line
-goes out, {"code": ..., "out": ..., "err": ...}; a code below 0 is the signal that killed the run.
+This process has imported everything and read one passage, so that a run takes a fraction of a second. One request a
+line comes in, {"argv": [...], "cwd": ..., "die"?, "fail"?, "free"?, "file_limit"?}, and one reply a line goes out,
+{"code": ..., "out": ..., "err": ...}; a code below 0 is the signal that killed the run.
 
     die         ["module:function", n]: kill the run, with SIGKILL, when it calls this for the nth time
     fail        the same, but the disk is full from there on

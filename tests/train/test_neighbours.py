@@ -76,8 +76,10 @@ def test_file_can_be_trained_on(tmp_path: Path) -> None:
     text = write(tmp_path / "text.jsonl", [{"id": str(n), "title": "river", "text": t} for n, t in enumerate(texts)])
     own = [{"title": "Rhine", "text": "The Rhine is a river that ends in Holland.", "is_gold": True}]
     paths = [
-        write(tmp_path / "a.jsonl", [{"question": "Where does the Nile end?", "answers": ["Egypt"]}]),
-        write(tmp_path / "b.jsonl", [{"question": "Where does the Rhine end?", "answers": ["Holland"], "ctxs": own}]),
+        write(tmp_path / "a.jsonl", [{"question": "Where does the river Nile end?", "answers": ["Egypt"]}]),
+        write(
+            tmp_path / "b.jsonl", [{"question": "Where does the river Rhine end?", "answers": ["Holland"], "ctxs": own}]
+        ),
     ]
     said: list[str] = []
     out = tmp_path / "new" / "out.jsonl"
