@@ -7,7 +7,7 @@ VENV ?= .venv
 # The newest torch that the tests were run with bounds the range. On Linux a plain `torch` may bring several GB of CUDA
 # libraries to a machine without a GPU; on a machine with one, or for another build, say which, e.g.
 #   make test TORCH=torch        make test TORCH=~/Downloads/torch-2.13.0-cp312-cp312-linux_x86_64.whl
-TORCH ?= torch>=2.6,<2.14
+TORCH ?= torch>=2.9,<2.14
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check

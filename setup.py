@@ -44,7 +44,7 @@ setup(
     package_data={"btr": ["py.typed", "default_reader/*"], "btr.serve": ["*.html"]},
     python_requires=">=3.11",
     install_requires=[
-        "torch>=2.6",
+        "torch>=2.9",
         "transformers>=5.0",
         "numpy>=2.0",
         "numba>=0.60",

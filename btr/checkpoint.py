@@ -279,6 +279,7 @@ def tensors(path: Path, values: dict[str, Tensor]) -> None:
     """Write a safetensors file by way of a temporary one, reaching the disk before the rename."""
     temporary = path.with_name(path.name + ".tmp")
     save_file(values, temporary, metadata={"format": "pt"})
+    temporary.chmod(0o644)  # safetensors lets only the owner read
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -127,6 +127,7 @@ class ReaderConfig:
     k: int = 0
     calibration: Literal["channel", "paper"] = "channel"
     default_mode: Mode = "full"
+    passages: int = 20  # read per question unless told
     max_question_tokens: int = 64
     max_passage_tokens: int = 320
     format_version: int = 1
@@ -136,7 +137,7 @@ class ReaderConfig:
             raise ConfigError(f"calibration is {self.calibration!r}; known: 'channel', 'paper'")
         if self.default_mode not in MODES:
             raise ConfigError(f"default_mode is {self.default_mode!r}; known: {', '.join(MODES)}")
-        for name, least in (("k", 0), ("max_question_tokens", 1), ("max_passage_tokens", 2)):
+        for name, least in (("k", 0), ("passages", 1), ("max_question_tokens", 1), ("max_passage_tokens", 2)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ConfigError(f"{name} is {value!r}; use an integer of at least {least}")

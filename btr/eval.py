@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument(
         "--store", help="retrieve passages from this store; without it a question's own passages are read"
     )
-    main.add_argument("--passages", type=int, default=10, help="passages per question (default %(default)s)")
+    main.add_argument("--passages", type=int, help="passages per question; default: the reader's own number")
     main.add_argument("--limit", type=int, help="questions to answer")
     main.add_argument("--max-new-tokens", type=int, default=16)
     main.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
@@ -90,6 +90,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     if options.out and not Path(options.out).absolute().parent.is_dir():
         raise InputError(f"--out {options.out}: no such folder; make it first")
     reader = Reader.from_pretrained(options.reader, dtype=options.dtype)
+    options.passages = options.passages or reader.config.passages
     questions = [q for q in read_questions(options.questions, limit=options.limit) if q.answers]
     if not questions:
         raise InputError(f"{options.questions}: no question with answers; there is nothing to compare with")

@@ -31,7 +31,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--reader", metavar="R", help="folder or hub id of the reader; default: the bundled one")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1")
     parser.add_argument("--port", type=int, default=8080, help="0 takes a free one; default: 8080")
-    parser.add_argument("--top", type=int, default=20, metavar="N", help="passages read per question; default: 20")
+    parser.add_argument(
+        "--top", type=int, metavar="N", help="passages read per question; default: the reader's own number"
+    )
     parser.add_argument("--mode", choices=MODES, default="binary", help="default: binary")
     return parser.parse_args(argv)
 
@@ -74,14 +76,14 @@ def open_index(path: Path) -> BM25 | None:
 
 def load(args: argparse.Namespace) -> Service:
     """Load the reader, open the store it made and the store's index, and answer one question."""
-    if not 1 <= args.top <= Limits.passages:
+    if args.top is not None and not 1 <= args.top <= Limits.passages:
         raise InputError(f"--top must be 1 to {Limits.passages}, not {args.top}")
     path = Path(args.store)
     index = open_index(path)
     reader = Reader.from_pretrained(args.reader)
     store = Store.open(path, reader.fingerprint, args.reader or "")
     model = Path(args.reader).resolve().name if args.reader and Path(args.reader).is_dir() else reader.name
-    service = Service(reader, store, index, model=model, top=args.top, mode=args.mode)
+    service = Service(reader, store, index, model=model, top=args.top or reader.config.passages, mode=args.mode)
     try:
         service.warm_up()
     except RequestError as error:  # nothing can be answered in this mode
