@@ -185,3 +185,11 @@ def shape(request: pytest.FixtureRequest) -> str:
 def oracle(shape: str, tiny_t5s: "dict[str, T5ForConditionalGeneration]") -> "T5ForConditionalGeneration":
     """What transformers makes of the shape."""
     return tiny_t5s[shape]
+
+
+@pytest.fixture(scope="session")
+def reader_folder(tiny_reader: "Reader", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the tiny reader."""
+    folder = tmp_path_factory.mktemp("reader") / "tiny"
+    tiny_reader.save_pretrained(folder)
+    return folder

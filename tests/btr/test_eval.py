@@ -12,13 +12,6 @@ from btr.reader import Reader
 CORPUS = Path(__file__).resolve().parents[2] / "corpus"
 
 
-@pytest.fixture(scope="module")
-def reader_folder(tiny_reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("eval") / "reader"
-    tiny_reader.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture
 def questions(tiny_reader: Reader, tmp_path: Path) -> Path:
     """Three questions; the accepted answer of the first is what the reader will write in mode full."""
@@ -36,10 +29,10 @@ def questions(tiny_reader: Reader, tmp_path: Path) -> Path:
 
 
 def test_figures_count_the_readers_own_answers(
-    reader_folder: str, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reader_folder: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "predictions.jsonl"
-    arguments = [str(questions), "--reader", reader_folder, "--modes", "full,binary", "--passages", "2"]
+    arguments = [str(questions), "--reader", str(reader_folder), "--modes", "full,binary", "--passages", "2"]
     assert main([*arguments, "--out", str(out), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -71,8 +64,8 @@ def test_own_passages_keep_the_gold_one_in_an_order_of_the_question_alone() -> N
     ],
 )
 def test_mistakes_end_in_one_line(
-    reader_folder: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    reader_folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*arguments, "--reader", reader_folder]) == 2
+    assert main([*arguments, "--reader", str(reader_folder)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
