@@ -133,13 +133,14 @@ def test_service_answers_as_its_reader_does(
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_signal_stops_the_server_cleanly(folder: Path, name: str) -> None:
+def test_signal_stops_the_server_cleanly(folder: Path, tiny_passages: list[Passage], name: str) -> None:
+    count = len(tiny_passages)
     command = [sys.executable, "-m", "btr.serve", "whole", "--reader", "1.1", "--port", "0"]
     with subprocess.Popen(command, cwd=folder, stdout=-1, stderr=-1, text=True) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            found = re.fullmatch(r"5 passages, model 1\.1: http://127\.0\.0\.1:(\d+)\n", line)
+            found = re.fullmatch(rf"{count} passages, model 1\.1: http://127\.0\.0\.1:(\d+)\n", line)
             assert found, line
             connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=WAIT)
             connection.request("GET", "/health")
