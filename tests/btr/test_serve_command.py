@@ -133,8 +133,9 @@ def test_service_answers_as_its_reader_does(
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_signal_stops_the_server_cleanly(folder: Path, tiny_passages: list[Passage], name: str) -> None:
-    count = len(tiny_passages)
+def test_signal_stops_the_server_cleanly(folder: Path, name: str) -> None:
+    with Store.open(folder / "whole") as store:
+        count = len(store)
     command = [sys.executable, "-m", "btr.serve", "whole", "--reader", "1.1", "--port", "0"]
     with subprocess.Popen(command, cwd=folder, stdout=-1, stderr=-1, text=True) as process:
         try:
