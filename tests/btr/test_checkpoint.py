@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,15 @@ def test_fingerprint_sees_what_bits_depend_on_and_nothing_else(tiny_reader: Read
             assert (Reader(model, tiny_reader.tokenizer).fingerprint != tiny_reader.fingerprint) == below, name
             tensor.copy_(kept)
     assert Reader(model, tiny_reader.tokenizer).fingerprint == tiny_reader.fingerprint
+    config = model.t5.config
+    for change in (
+        {"scale_decoder_outputs": True, "decoder_start_token_id": 2, "dropout_rate": 0.3},
+        {"eos_token_id": 2},
+    ):
+        model.t5.config = replace(config, **change)
+        assert (Reader(model, tiny_reader.tokenizer).fingerprint != tiny_reader.fingerprint) == (
+            "eos_token_id" in change
+        )
     assert len(list(parts(model, True))) == 22 and len(list(parts(model, False))) > 30
 
 
