@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +12,14 @@ from torch import Tensor
 from transformers import T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from btr.binarize import safe_weight
+from btr.binarize import Binarizer, safe_weight
 from btr.config import MODES, Mode, ReaderConfig
 from btr.fid import FiD
 from btr.reader import Reader
 
 LENGTHS, QUESTION_LENGTHS = [40, 23, 150], [9, 4, 20]  # tokens of the rows, and of the questions they begin with
+ROW_LENGTHS, ASKED_LENGTHS = torch.tensor(LENGTHS), torch.tensor(QUESTION_LENGTHS)
+IDS = torch.randint(2, 250, (len(LENGTHS), max(LENGTHS)), generator=torch.Generator().manual_seed(0))
 
 
 def tolerance(reference: Tensor) -> float:
@@ -24,13 +27,6 @@ def tolerance(reference: Tensor) -> float:
     return math.sqrt(6000) * 2**-24 * float(reference.abs().max())
 
 
-def make_rows(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ids (R, T), lengths (R,), question lengths (R,)."""
-    ids = torch.randint(2, 250, (len(LENGTHS), max(LENGTHS)), generator=torch.Generator().manual_seed(seed))
-    return ids, torch.tensor(LENGTHS), torch.tensor(QUESTION_LENGTHS)
-
-
-IDS, ROW_LENGTHS, ASKED_LENGTHS = make_rows()
 PLACE = torch.arange(IDS.shape[1])
 REAL, PASSAGE = PLACE[None] < ROW_LENGTHS[:, None], PLACE[None] >= ASKED_LENGTHS[:, None]
 
@@ -40,13 +36,21 @@ def reader(shape: str, tiny_readers: dict[str, Reader]) -> Reader:
     return tiny_readers[shape]
 
 
-def split_after(reader: Reader, k: int, calibration: Any = "channel") -> FiD:
-    """Return the reader's T5 split after layer k, calibrated on other rows."""
-    model = FiD(reader.model.t5, replace(reader.config, k=k, calibration=calibration)).eval()
-    ids, lengths, _ = make_rows(seed=1)
-    with torch.no_grad():
-        model.binarizer.calibrate(model.join_norm(model.lower(ids, lengths)).flatten(0, 1))
-    return model
+Split = Callable[..., FiD]
+
+
+@pytest.fixture(scope="module")
+def split_after(reader: Reader, calibrate_clear: Callable[[Binarizer, Tensor], None]) -> Split:
+    """Split the reader's T5 after layer k, calibrated on the rows of these tests."""
+
+    def split(k: int, calibration: Any = "channel") -> FiD:
+        model = FiD(reader.model.t5, replace(reader.config, k=k, calibration=calibration)).eval()
+        with torch.no_grad():
+            apart = model.rows(IDS, ROW_LENGTHS, ASKED_LENGTHS, "float").apart[REAL & PASSAGE]
+            calibrate_clear(model.binarizer, model.join_norm(apart))
+        return model
+
+    return split
 
 
 def rows(model: FiD, mode: Mode) -> Tensor:
@@ -85,35 +89,35 @@ def by_hand(oracle: T5ForConditionalGeneration, model: FiD, mode: Mode) -> Tenso
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("mode", MODES)
 def test_rows_are_what_transformers_makes_of_them(
-    reader: Reader, oracle: T5ForConditionalGeneration, mode: Mode, k: int
+    split_after: Split, oracle: T5ForConditionalGeneration, mode: Mode, k: int
 ) -> None:
-    model = split_after(reader, k)
+    model = split_after(k)
     expected = by_hand(oracle, model, mode)
     assert float((rows(model, mode) - expected).abs().max()) <= tolerance(expected)
 
 
 def test_rows_of_the_papers_variant_are_what_transformers_makes_of_them(
-    reader: Reader, oracle: T5ForConditionalGeneration
+    split_after: Split, oracle: T5ForConditionalGeneration
 ) -> None:
-    model = split_after(reader, 2, "paper")
+    model = split_after(2, "paper")
     expected = by_hand(oracle, model, "binary")
     assert float((rows(model, "binary") - expected).abs().max()) <= tolerance(expected)
-    assert float((rows(split_after(reader, 2), "binary") - expected).abs().max()) > 1000 * tolerance(expected)
+    assert float((rows(split_after(2), "binary") - expected).abs().max()) > 1000 * tolerance(expected)
 
 
-def test_modes_and_splits_differ(reader: Reader) -> None:
-    found = [rows(split_after(reader, k), mode) for mode in MODES for k in (1, 2, 3)]
+def test_modes_and_splits_differ(split_after: Split) -> None:
+    found = [rows(split_after(k), mode) for mode in MODES for k in (1, 2, 3)]
     found = found[2:]  # full is the same at every k
     for i, one in enumerate(found):
         assert all(float((one - other).abs().max()) > 1000 * tolerance(one) for other in found[:i])
 
 
-def test_full_mode_is_the_plain_encoder_at_every_split(reader: Reader) -> None:
+def test_full_mode_is_the_plain_encoder_at_every_split(reader: Reader, split_after: Split) -> None:
     with torch.no_grad():
         plain = reader.model.t5.encode(IDS, REAL)[REAL]
     for k in range(4):
-        assert torch.equal(rows(split_after(reader, k), "full"), plain)
-    assert torch.equal(rows(split_after(reader, 0), "float"), plain)  # nothing is apart
+        assert torch.equal(rows(split_after(k), "full"), plain)
+    assert torch.equal(rows(split_after(0), "float"), plain)  # nothing is apart
 
 
 def in_halves(model: FiD, mode: Mode) -> Tensor:
@@ -133,15 +137,15 @@ def in_halves(model: FiD, mode: Mode) -> Tensor:
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("mode", ["float", "binary"])
 @torch.no_grad()
-def test_two_halves_are_one_row(reader: Reader, mode: Mode, k: int) -> None:
-    model = split_after(reader, k)
+def test_two_halves_are_one_row(split_after: Split, mode: Mode, k: int) -> None:
+    model = split_after(k)
     expected = rows(model, mode)
     assert float((in_halves(model, mode) - expected).abs().max()) <= tolerance(expected)
 
 
 @torch.no_grad()
-def test_join_reads_rows_of_different_lengths_together(reader: Reader) -> None:
-    model = split_after(reader, 2)
+def test_join_reads_rows_of_different_lengths_together(split_after: Split) -> None:
+    model = split_after(2)
     seen = model.rows(IDS, ROW_LENGTHS, ASKED_LENGTHS, "float")
     padded = seen.joined.masked_fill(~REAL[..., None], 99.0)
     expected = seen.memory[REAL]
@@ -149,8 +153,8 @@ def test_join_reads_rows_of_different_lengths_together(reader: Reader) -> None:
 
 
 @torch.no_grad()
-def test_passage_knows_nothing_of_the_question_below_the_split(reader: Reader) -> None:
-    model, other = split_after(reader, 2), IDS.clone()
+def test_passage_knows_nothing_of_the_question_below_the_split(split_after: Split) -> None:
+    model, other = split_after(2), IDS.clone()
     asked = REAL & ~PASSAGE
     other[asked] = (other[asked] + 7) % 250
     for mode in ("float", "binary"):
@@ -164,8 +168,8 @@ def test_passage_knows_nothing_of_the_question_below_the_split(reader: Reader) -
 
 
 @torch.no_grad()
-def test_rows_tell_what_they_saw(reader: Reader) -> None:
-    model = split_after(reader, 2)
+def test_rows_tell_what_they_saw(split_after: Split) -> None:
+    model = split_after(2)
     plain, bits = (model.rows(IDS, ROW_LENGTHS, ASKED_LENGTHS, mode) for mode in ("float", "binary"))
     assert plain.signs is None and torch.equal(plain.joined, plain.apart) and torch.equal(bits.apart, plain.apart)
     h_hat, _, signs = model.binarized(plain.apart)
@@ -173,9 +177,9 @@ def test_rows_tell_what_they_saw(reader: Reader) -> None:
     assert bits.signs is not None and torch.equal(bits.signs, signs) and signs.abs().eq(1).all()
 
 
-def test_gradient_reaches_below_the_signs(reader: Reader) -> None:
+def test_gradient_reaches_below_the_signs(split_after: Split) -> None:
     for calibration in ("channel", "paper"):
-        model = copy.deepcopy(split_after(reader, 2, calibration))
+        model = copy.deepcopy(split_after(2, calibration))
         memory = model.rows(IDS, ROW_LENGTHS, ASKED_LENGTHS, "binary").memory
         memory[REAL & PASSAGE].square().sum().backward()
         for name, parameter in model.t5.encoder.named_parameters():
@@ -186,8 +190,8 @@ def test_gradient_reaches_below_the_signs(reader: Reader) -> None:
 
 
 @torch.no_grad()
-def test_answers_are_scored_as_transformers_scores_them(reader: Reader, oracle: T5ForConditionalGeneration) -> None:
-    model, labels = split_after(reader, 2), torch.tensor([[5, 6, 7, 1], [8, 1, -100, -100]])
+def test_answers_are_scored_as_transformers_scores_them(split_after: Split, oracle: T5ForConditionalGeneration) -> None:
+    model, labels = split_after(2), torch.tensor([[5, 6, 7, 1], [8, 1, -100, -100]])
     memory = torch.randn(6, 11, 64, generator=torch.Generator().manual_seed(0))
     lengths = torch.tensor([11, 3, 7, 2, 11, 5])
     found = model.answer_logits(memory, lengths, labels)

@@ -226,6 +226,7 @@ def test_nothing_is_encoded_twice(run: Run) -> None:
     assert run(die=("btr.storage:StoreWriter.append", 4)).code == -signal.SIGKILL
     result = run()
     assert "going on after 48 passages\n" in result.err
+    assert "\nencoded 93/93 passages" in result.err
     assert run("--overwrite", die=("btr.retrieve:_publish", 1)).code == -signal.SIGKILL
     assert run("--overwrite", die=("btr.precompute:encode_chunk", 1)).code == 0
 
