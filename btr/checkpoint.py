@@ -6,6 +6,7 @@ plain T5.
 """
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -200,12 +201,27 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     pieces = folder / "spiece.model"
     if not pieces.exists():
         raise InputError(f"{folder}: no tokenizer.json or spiece.model; save the tokenizer next to config.json")
+    missing = [name for name in ("sentencepiece", "google.protobuf") if not importable(name)]
+    if missing:
+        raise InputError(
+            f"{pieces}: converting it needs {' and '.join(missing)}; pip install sentencepiece protobuf, "
+            "or save tokenizer.json beside it"
+        )
     from transformers import AutoTokenizer  # slow to import, rarely needed
 
     try:
         return AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer
-    except Exception as error:
-        raise InputError(f"{pieces}: not a tokenizer ({first_line(error)}); copy the file again") from error
+    except Exception as error:  # what it says is about the ways it tried after this one
+        raise InputError(f"{pieces}: not a SentencePiece model; copy the file again") from error
+
+
+def importable(name: str) -> bool:
+    """Tell whether a module can be imported."""
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
 
 
 def load_reader(folder: Path, dtype: torch.dtype, k: int | None) -> FiD:

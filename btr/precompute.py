@@ -318,7 +318,7 @@ def describe(options: argparse.Namespace, reader: Reader, corpus_hash: str) -> S
         max_passage_tokens=reader.config.max_passage_tokens,
         corpus_hash=corpus_hash,
         corpus=options.corpus,
-        reader=reader.name,
+        reader=options.reader or "",
         options={"limit": options.limit, "words": options.words, "dtype": options.dtype, "text": not options.no_text},
     )
 

@@ -91,7 +91,13 @@ class Reader:
         if path_or_id is None and not DEFAULT_READER.is_dir():
             raise InputError("this installation has no default reader; pass a reader folder or a hub id")
         folder = resolve(str(path_or_id if path_or_id is not None else DEFAULT_READER))
-        return cls(load_reader(folder, DTYPES[dtype], k), load_tokenizer(folder), str(path_or_id or "default"))
+        model, tokenizer = load_reader(folder, DTYPES[dtype], k), load_tokenizer(folder)
+        pieces, rows = tokenizer.get_vocab_size(), model.t5.config.vocab_size
+        if pieces > rows:
+            raise InputError(
+                f"{folder}: the tokenizer has {pieces} pieces, the model {rows}; copy the one it was made with"
+            )
+        return cls(model, tokenizer, str(path_or_id or "default"))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the reader as a folder that `from_pretrained`, and transformers as a plain T5, can read."""

@@ -24,8 +24,8 @@ def building_path(path: Path) -> Path:
 
 
 def precompute_command(path: Path, settings: Settings, reader: str) -> str:
-    """Return the command that builds the store at `path` with this reader."""
-    words = [settings.corpus or "CORPUS", "--reader", reader or "READER", "--store", str(path)]
+    """Return the command that builds the store at `path` with this reader; "" is the one that comes with btr."""
+    words = [settings.corpus or "CORPUS", *(["--reader", reader] if reader else []), "--store", str(path)]
     return "python -m btr.precompute " + " ".join(map(shlex.quote, words))
 
 
