@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -284,6 +285,7 @@ DAMAGED = [
         r"1 tensors are missing .*shared.weight is missing, exp",
     ),
     (lambda f: drop(f / "btr.safetensors", "mean"), r"btr.safetensors: holds .*magnitude.*, expected .*mean"),
+    (lambda f: more_pieces(f / "tokenizer.json"), r"the tokenizer has \d+ pieces, the model 256; copy the one"),
     (lambda f: edit(f / "config.json", d_ff=48), r"21 tensors .*is \(96, 64\), expected \(48, 64\)\); copy"),
     (lambda f: edit(f / "config.json", num_layers=3), r"block.3.layer.*is of no layer there"),
     (lambda f: edit(f / "config.json", model_type="bart"), r"config.json: model_type is 'bart', expected 't5'"),
@@ -293,6 +295,12 @@ DAMAGED = [
     (lambda f: edit(f / "btr_config.json", k=4), r"k is 4, the encoder has 4 layers; choose 1 <= k <= 3"),
     (lambda f: edit(f / "btr_config.json", k="2"), r"k is '2'; use an integer"),
 ]
+
+
+def more_pieces(path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.add_tokens([f"piece {n}" for n in range(300)])
+    tokenizer.save(str(path))
 
 
 def as_empty_pickle(folder: Path) -> None:
@@ -306,6 +314,13 @@ def test_damaged_folder_is_named(damage: Callable[[Path], Any], message: str, sa
     with pytest.raises(InputError, match=message) as caught:
         Reader.from_pretrained(saved)
     assert str(saved) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_pieces_that_cannot_be_converted_are_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (saved / "tokenizer.json").rename(saved / "spiece.model")
+    monkeypatch.setitem(sys.modules, "google.protobuf", None)
+    with pytest.raises(InputError, match=r"spiece.model: converting it needs .*protobuf; pip install sentencepiece"):
+        Reader.from_pretrained(saved)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "no such name", "no-such-reader", "owner/no-such-reader"])
