@@ -13,17 +13,30 @@ from btr.config import Mode
 from btr.t5 import Generation
 
 
+@dataclass(frozen=True)
+class Span:
+    """Where an answer stands: characters start to end (exclusive) of the text of passage number `passage`, from 0."""
+
+    passage: int
+    start: int
+    end: int
+
+
 @dataclass(frozen=True, eq=False)
 class Answer:
     """An answer and where it came from.
 
-    text: as the passage with the most evidence that holds it writes it, else as decoded.
-    score: mean log-probability per decoded token, end of sequence included.
+    text: of a generative reader, as the passage with the most evidence that holds it writes it, else as decoded; of a
+        span reader, a quotation.
+    score: log-probability: of a generative reader, the mean per decoded token, end of sequence included; of a span
+        reader, of the start plus of the end.
     timings: seconds by phase (tokenize, expand, encode, project, decode); of the whole batch.
-    tokens: the ids decoded, without end of sequence.
-    evidence: float32 (N,), the passages' shares of the decoder's attention to passages, averaged over layers, heads and
-        steps; sums to 1.
-    token_evidence: per passage, float32 (T,): the attention to each of its tokens.
+    tokens: the ids of the answer, without end of sequence.
+    evidence: float32 (N,), the passages' shares, summing to 1: of the decoder's attention to passages, averaged over
+        layers, heads and steps; of a span reader, of the probability of start and end.
+    token_evidence: per passage, float32 (T,): the same for each of its tokens.
+    span: where the answer stands; None from a generative reader, or where the texts were not kept.
+    no_answer: probability that no passage holds an answer; None from a generative reader.
     """
 
     text: str
@@ -33,6 +46,8 @@ class Answer:
     tokens: tuple[int, ...]
     evidence: np.ndarray
     token_evidence: tuple[np.ndarray, ...]
+    span: Span | None = None
+    no_answer: float | None = None
 
 
 class Stopwatch:
@@ -65,11 +80,12 @@ def surface(text: str, passages: Sequence[tuple[str, str]], evidence: np.ndarray
 
 @dataclass(frozen=True)
 class Memory:
-    """What the rows of one question left for the decoder: the question's tokens Q and each row's length, in order."""
+    """What the rows of one question hold: the question's tokens Q, and of each row its length and its passage."""
 
     question: int
     lengths: tuple[int, ...]
     passages: tuple[tuple[str, str], ...]  # (title, text) of each row
+    ids: tuple[np.ndarray, ...]  # tokens of each passage
 
 
 def read_off(

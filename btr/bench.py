@@ -118,7 +118,7 @@ def store_of(reader: Reader, passages: Sequence[Passage], path: Path) -> Encoded
     encoded = reader.encode_passages(passages)
     settings = Settings(
         fingerprint=reader.fingerprint, tokenizer_hash=reader.tokenizer_hash, k=reader.config.k, D=reader.D,
-        vocab_size=reader.model.t5.config.vocab_size, max_passage_tokens=reader.config.max_passage_tokens,
+        vocab_size=reader.model.vocab_size, max_passage_tokens=reader.config.max_passage_tokens,
         corpus_hash="",
     )  # fmt: skip
     with StoreWriter.create_or_resume(path, settings) as writer:

@@ -1,8 +1,8 @@
-"""Reader folders: Hugging Face T5 checkpoints in and out, plus what binarization adds.
+"""Reader folders: Hugging Face T5 and BERT checkpoints in and out, plus what binarization adds.
 
 A folder holds `config.json`, `model.safetensors` (transformers' names), `tokenizer.json`, and for a BTR reader
 `btr_config.json` and `btr.safetensors` (the binarizer's mean and magnitude). transformers reads the same folder as a
-plain T5.
+plain T5 or a plain BertForQuestionAnswering.
 """
 
 import hashlib
@@ -20,40 +20,18 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from btr.config import ConfigError, ReaderConfig, T5Config
+from btr.bert import Bert
+from btr.binarize import Binarizer
+from btr.config import BertConfig, Calibration, ConfigError, ReaderConfig, T5Config
 from btr.errors import InputError
 from btr.fid import FiD
+from btr.names import HEAD, bert_tensors, fit, fit_bert, t5_tensors
+from btr.span import SpanReader
 from btr.t5 import T5
 
-# ours -> transformers', per layer; block sub-layers are self-attention 0, [cross-attention 1], feed-forward last
-ATTENTION = {"q", "k", "v", "o"}
 WANTED = ["*.json", "*.safetensors", "*.bin", "spiece.model"]
 # in the order of transformers: a file that save_pretrained has just written comes before the shards of an older one
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
-def hf_name(name: str, gated: bool) -> str:
-    """Translate one of our tensor names to transformers' T5 name."""
-    if name in ("embedding.weight", "head.weight"):
-        return {"embedding.weight": "shared.weight", "head.weight": "lm_head.weight"}[name]
-    stack, rest = name.split(".", 1)
-    if rest == "norm.weight":
-        return f"{stack}.final_layer_norm.weight"
-    if rest == "position_bias.table.weight":
-        return f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    match = re.fullmatch(r"layers\.(\d+)\.(\w+?)(_norm)?\.(?:(\w+)\.)?weight", rest)
-    if match is None:
-        raise KeyError(f"no transformers name for {name!r}")
-    layer, part, norm, matrix = match.groups()
-    index = {"attention": 0, "cross": 1, "ffn": 1 if stack == "encoder" else 2}[part]
-    where = f"{stack}.block.{layer}.layer.{index}"
-    if norm:
-        return f"{where}.layer_norm.weight"
-    if part == "ffn":
-        return (
-            f"{where}.DenseReluDense.{ {'wo': 'wo', 'gate': 'wi_0', 'wi': 'wi_1' if gated else 'wi'}[matrix] }.weight"
-        )
-    return f"{where}.{'SelfAttention' if part == 'attention' else 'EncDecAttention'}.{matrix}.weight"
 
 
 def resolve(path_or_id: str) -> Path:
@@ -163,29 +141,6 @@ def load_t5(folder: Path, dtype: torch.dtype) -> T5:
     return model.eval()
 
 
-def fit(model: T5, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Find each parameter of a T5 among tensors under transformers' names; returns ours -> tensor, and misfits."""
-    names = {name: hf_name(name, model.config.gated) for name, _ in model.named_parameters()}
-    found, wrong = {}, []
-    for name, parameter in model.named_parameters():
-        tensor = tensors.get(names[name])
-        if tensor is None or tensor.shape != parameter.shape:
-            there = "missing" if tensor is None else tuple(tensor.shape)
-            wrong.append(f"{names[name]} is {there}, expected {tuple(parameter.shape)}")
-        else:
-            found[name] = tensor
-    # Old checkpoints have a position table in the cross-attention too, which nothing reads.
-    layers = (name for name in tensors if ".block." in name and "relative_attention_bias" not in name)
-    wrong += [f"{name} is of no layer there" for name in sorted(set(layers) - set(names.values()))]
-    return found, wrong
-
-
-def t5_tensors(model: T5) -> dict[str, Tensor]:
-    """Return the tensors of a T5 under transformers' names; a tied head is left out."""
-    gated = model.config.gated
-    return {hf_name(name, gated): parameter.detach().contiguous() for name, parameter in model.named_parameters()}
-
-
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Load tokenizer.json, or convert spiece.model by way of transformers.
 
@@ -224,21 +179,60 @@ def importable(name: str) -> bool:
     return True
 
 
-def load_reader(folder: Path, dtype: torch.dtype, k: int | None) -> FiD:
-    """Build the model of a reader folder; a plain T5 gets k (None: full mode only) and an uncalibrated binarizer.
+def load_span(folder: Path, dtype: torch.dtype, config: ReaderConfig, new_head: bool) -> SpanReader:
+    """Build a span reader from a Hugging Face BERT; `new_head`: one without a head for spans gets a random one.
 
     Raises:
-        InputError: as `load_t5`, or a k that contradicts the folder or the number of layers.
+        InputError: as `load_t5`, or no head.
     """
-    t5 = load_t5(folder, dtype)
+    try:
+        with torch.device("meta"):
+            model = SpanReader(Bert(BertConfig.from_hf(read_json(folder / "config.json"))), config)
+    except (ConfigError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{folder}: {first_line(error)}") from error
+    weights = read_tensors(folder)
+    if f"{HEAD}.weight" not in weights:
+        if not new_head:
+            raise InputError(
+                f"{folder}: a BERT without a head for spans ({HEAD}); train one with: python -m btr.train reader "
+                f"--reader {folder}"
+            )
+        drawn = torch.randn(2, model.width, generator=torch.Generator().manual_seed(0))
+        weights |= {f"{HEAD}.weight": 0.02 * drawn, f"{HEAD}.bias": torch.zeros(2)}
+    found, wrong = fit_bert(model, weights)
+    if wrong:
+        raise InputError(
+            f"{folder}: {len(wrong)} tensors are missing or do not fit config.json ({wrong[0]}); "
+            "copy the checkpoint again"
+        )
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in found.items()}, assign=True, strict=False)
+    model.binarizer = Binarizer(model.width, config.calibration)  # of numbers, not of the meta device
+    return model.eval()
+
+
+def load_reader(
+    folder: Path, dtype: torch.dtype, k: int | None, calibration: Calibration | None = None, new_head: bool = False
+) -> FiD | SpanReader:
+    """Build the model of a reader folder, T5 or BERT as config.json says.
+
+    A plain checkpoint gets k (None: full mode only) and an uncalibrated binarizer; one of a reader keeps its own.
+
+    Raises:
+        InputError: as `load_t5` and `load_span`, or a k that contradicts the folder or the number of layers.
+    """
     settings = folder / "btr_config.json"
     try:
-        config = ReaderConfig.from_dict(read_json(settings)) if settings.exists() else ReaderConfig(k=k or 0)
+        plain = ReaderConfig(k=k or 0, calibration=calibration or "channel")
+        config = ReaderConfig.from_dict(read_json(settings)) if settings.exists() else plain
         if k is not None and k != config.k:
             raise ConfigError(
                 f"k is {config.k} in btr_config.json and {k} was asked for; leave k out, or train a reader with k = {k}"
             )
-        model = FiD(t5, config)
+        model: FiD | SpanReader
+        if read_json(folder / "config.json").get("model_type") == "bert":
+            model = load_span(folder, dtype, config, new_head)
+        else:
+            model = FiD(load_t5(folder, dtype), config)
     except (ConfigError, ValueError, TypeError) as error:
         raise InputError(f"{folder}: {error}") from error
     if settings.exists() and config.k:
@@ -246,7 +240,21 @@ def load_reader(folder: Path, dtype: torch.dtype, k: int | None) -> FiD:
     return model.eval()
 
 
-def load_binarizer(model: FiD, path: Path) -> None:
+def configured(model: FiD | SpanReader, config: ReaderConfig) -> FiD | SpanReader:
+    """Return the same weights under other settings, with a new binarizer if k or the calibration is another.
+
+    Raises:
+        ValueError: the encoder has no layer k+1.
+    """
+    other = FiD(model.t5, config) if isinstance(model, FiD) else SpanReader(model.bert, config)
+    if isinstance(model, SpanReader) and isinstance(other, SpanReader):
+        other.head = model.head
+    if (config.k, config.calibration) == (model.config.k, model.config.calibration):
+        other.binarizer = model.binarizer
+    return other
+
+
+def load_binarizer(model: FiD | SpanReader, path: Path) -> None:
     """Fill the binarizer from a file; InputError names it."""
     if not path.exists():
         raise InputError(
@@ -260,27 +268,24 @@ def load_binarizer(model: FiD, path: Path) -> None:
     model.binarizer.load_state_dict(values)
 
 
-def save_reader(model: FiD, tokenizer: Tokenizer, folder: Path) -> None:
+def save_reader(model: FiD | SpanReader, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a reader folder; every file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = model.t5.config
-    write(
-        folder / "config.json",
-        json.dumps(config.to_hf() | {"dtype": str(model.t5.dtype).removeprefix("torch.")}, indent=2),
-    )
+    if isinstance(model, FiD):
+        shape, weights = model.t5.config.to_hf(), t5_tensors(model.t5)
+        special = {"eos_token": tokenizer.id_to_token(model.t5.config.eos_token_id)}
+    else:
+        shape, weights = model.bert.config.to_hf(), bert_tensors(model)
+        special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+    special["pad_token"] = tokenizer.id_to_token(model.pad_token_id)
+    write(folder / "config.json", json.dumps(shape | {"dtype": str(model.dtype).removeprefix("torch.")}, indent=2))
     write(folder / "tokenizer.json", tokenizer.to_str())
-    eos = tokenizer.id_to_token(config.eos_token_id)
-    pad = tokenizer.id_to_token(config.pad_token_id)
-    write(
-        folder / "tokenizer_config.json",
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos, "pad_token": pad}, indent=2),
-    )
-    tensors(folder / "model.safetensors", t5_tensors(model.t5))
+    facts = {"tokenizer_class": "PreTrainedTokenizerFast"} | special
+    write(folder / "tokenizer_config.json", json.dumps(facts, indent=2))
+    tensors(folder / "model.safetensors", weights)
     if model.config.k:
-        tensors(
-            folder / "btr.safetensors",
-            {name: tensor.contiguous() for name, tensor in model.binarizer.state_dict().items()},
-        )
+        values = {name: tensor.contiguous() for name, tensor in model.binarizer.state_dict().items()}
+        tensors(folder / "btr.safetensors", values)
     write(folder / "btr_config.json", json.dumps(asdict(model.config), indent=2))
 
 

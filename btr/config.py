@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 Mode = Literal["full", "float", "binary"]
+Calibration = Literal["channel", "paper"]
 MODES: tuple[Mode, ...] = ("full", "float", "binary")
 
 
@@ -77,6 +78,38 @@ class T5Config:
         }
 
 
+@dataclass(frozen=True)
+class BertConfig:
+    """Shape of a BERT with absolute positions and exact GELU, in transformers' names."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+
+    @classmethod
+    def from_hf(cls, hf: dict[str, Any]) -> "BertConfig":
+        """Read a Hugging Face `config.json`; keys that do not shape the model are ignored.
+
+        Raises:
+            ConfigError: not a BERT, or a value out of what this implementation knows.
+        """
+        for name, known in (("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+            if hf.get(name, known) != known:
+                raise ConfigError(f"{name} is {hf[name]!r}, expected {known!r}; span readers are such a BERT")
+        names = {f.name for f in fields(cls)}
+        return cls(**{key: value for key, value in hf.items() if key in names and value is not None})
+
+    def to_hf(self) -> dict[str, Any]:
+        """Write the Hugging Face form, readable by transformers' BertConfig."""
+        return asdict(self) | {"architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu"}
+
+
 T5_SHAPES: dict[str, T5Config] = {
     "tiny": T5Config(
         vocab_size=512, d_model=64, d_kv=16, d_ff=128, num_layers=4, num_decoder_layers=2, num_heads=4, dropout_rate=0.0
@@ -125,7 +158,7 @@ class ReaderConfig:
     """
 
     k: int = 0
-    calibration: Literal["channel", "paper"] = "channel"
+    calibration: Calibration = "channel"
     default_mode: Mode = "full"
     passages: int = 20  # read per question unless told
     max_question_tokens: int = 64

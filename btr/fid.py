@@ -10,7 +10,7 @@ position bias depends on distance alone, so a passage encoded from position 0 an
 Shapes: R rows (questions x passages), T row tokens, Q question tokens, P passage tokens, D width.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -80,13 +80,16 @@ class FiD(nn.Module):
             normed = torch.where(passage[..., None], u_hat, self.join_norm(apart))
         return Rows(encoder.finish(encoder(joined, joint, k, None, normed)), joined, apart, signs)
 
-    def lower(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Run layers 1..k on questions or passages alone: ids (R, T) -> residual stream (R, T, D)."""
+    def lower(self, ids: Tensor, lengths: Tensor, passage: bool = False) -> Tensor:
+        """Run layers 1..k on questions or passages alone: ids (R, T) -> residual stream (R, T, D).
+
+        T5's positions are distances, so it makes no difference which of the two it is.
+        """
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         bias = self.t5.encoder.bias(positions, positions < lengths[:, None])
         return self.t5.encoder(self.t5.embed(ids), bias, 0, self.config.k)
 
-    def join(self, hidden: Tensor, lengths: Tensor, normed: Tensor | None) -> Tensor:
+    def join(self, hidden: Tensor, lengths: Tensor, normed: Tensor | None = None) -> Tensor:
         """Run layers k+1..n on rows (R, T, D), question before passage without a gap, to memory (R, T, D).
 
         normed (R, T, D): what the first norm of layer k+1 gives, with u_hat in place of passage tokens (binary); None
@@ -95,6 +98,53 @@ class FiD(nn.Module):
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         bias = self.t5.encoder.bias(positions, positions < lengths[:, None])
         return self.t5.encoder.finish(self.t5.encoder(hidden, bias, self.config.k, None, normed))
+
+    def full(self, ids: Tensor, lengths: Tensor, question_lengths: Tensor) -> Tensor:
+        """Encode rows (R, T) whole to memory (R, T, D); T5 does not ask where the question ends."""
+        return self.t5.encode(ids, torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None])
+
+    def normalised(self, hidden: Tensor) -> Tensor:
+        """Return u, what signs are taken of, for states (..., D) after layer k."""
+        return self.join_norm(hidden)
+
+    def scale(self, hidden: Tensor) -> Tensor:
+        """Return the scalar that is kept of each token: hidden (..., D) -> (..., 1)."""
+        return self.join_norm.rms(hidden)
+
+    def tables(self) -> list[tuple[Tensor, Tensor, bool]]:
+        """Return mean and magnitude (D,) of each stream that `join` takes, h_hat and u_hat, and if it is scaled."""
+        mean, magnitude = self.binarizer.mean, self.binarizer.magnitude
+        weight = safe_weight(self.join_norm.weight)
+        return [(mean / weight, magnitude / weight, True), (mean, magnitude, False)]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.t5.config.d_model
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return self.t5.config.vocab_size
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id that fills rows up."""
+        return self.t5.config.pad_token_id
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self.t5.dtype
+
+    def identity(self) -> tuple[list[tuple[str, Tensor]], str]:
+        """Return all that kept bits depend on: tensors (embedding, layers 1..k, the norm, means) and the shape."""
+        encoder, k = self.t5.encoder, self.config.k
+        lower = [encoder.position_bias, *encoder.layers[:k], self.join_norm, self.t5.embedding]
+        tensors = [(f"{i}.{name}", p.bfloat16()) for i, part in enumerate(lower) for name, p in part.named_parameters()]
+        shape = asdict(replace(self.t5.config, dropout_rate=0.0))
+        facts = repr(sorted((name, shape[name]) for name in shape if "decoder" not in name))
+        return [*tensors, ("mean", self.binarizer.mean)], f"{facts}{k} {self.config.calibration}"
 
     def answer_logits(self, memory: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
         """Score labels (B, S) from memory (R, T, D) as (B, S, V); R a multiple of B, rows of a question adjacent."""

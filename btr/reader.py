@@ -8,7 +8,6 @@ Shapes: B questions, N passages, R rows (question x passage), T row tokens, M to
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,16 +17,17 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from btr import kernels
-from btr.answer import Answer, Memory, Stopwatch, read_off
-from btr.binarize import safe_weight
+from btr.answer import Answer, Memory, Span, Stopwatch
 from btr.checkpoint import digest, load_reader, load_tokenizer, resolve, save_reader
 from btr.config import MODES, Mode, ReaderConfig
 from btr.errors import InputError
+from btr.extractive import Extractive
 from btr.fid import FiD
+from btr.generative import Generative
+from btr.span import SpanReader
 from btr.storage.encoded import Encoded
-from btr.t5 import Generation
 
-__all__ = ["Answer", "PassageText", "Reader", "length_batches"]
+__all__ = ["Answer", "PassageText", "Reader", "Span", "length_batches"]
 
 DEFAULT_READER = Path(__file__).parent / "default_reader"
 BATCH_TOKENS = 16384  # tokens of a batch in the encoder, padding counted
@@ -65,12 +65,16 @@ def titled(passages: "Sequence[PassageText] | Encoded") -> list[tuple[str, str]]
 
 
 class Reader:
-    """A Fusion-in-Decoder reader over text. Not thread-safe in `calibrate`; answering changes nothing."""
+    """A reader over text: Fusion-in-Decoder (T5), or one that points at spans (BERT).
 
-    def __init__(self, model: FiD, tokenizer: Tokenizer, name: str = "") -> None:
+    Not thread-safe in `calibrate`; answering changes nothing.
+    """
+
+    def __init__(self, model: FiD | SpanReader, tokenizer: Tokenizer, name: str = "") -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self._text = Generative(model, tokenizer) if isinstance(model, FiD) else Extractive(model, tokenizer)
         self._fingerprint: str | None = None
 
     @classmethod
@@ -92,7 +96,7 @@ class Reader:
             raise InputError("this installation has no default reader; pass a reader folder or a hub id")
         folder = resolve(str(path_or_id if path_or_id is not None else DEFAULT_READER))
         model, tokenizer = load_reader(folder, DTYPES[dtype], k), load_tokenizer(folder)
-        pieces, rows = tokenizer.get_vocab_size(), model.t5.config.vocab_size
+        pieces, rows = tokenizer.get_vocab_size(), model.vocab_size
         if pieces > rows:
             raise InputError(
                 f"{folder}: the tokenizer has {pieces} pieces, the model {rows}; copy the one it was made with"
@@ -109,29 +113,24 @@ class Reader:
         return self.model.config
 
     @property
+    def family(self) -> str:
+        """'generative' (writes its answers) or 'extractive' (quotes them)."""
+        return self._text.family
+
+    @property
     def D(self) -> int:
         """Width of a token's vector."""
-        return self.model.t5.config.d_model
+        return self.model.width
 
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits over all that stored bits depend on.
 
-        These are embedding, layers 1..k, the norm and means, shape, tokenizer. Weights count as bfloat16, so
-        that a reader has one fingerprint in both precisions.
+        Weights count as bfloat16, so that a reader has one fingerprint in both precisions.
         """
         if self._fingerprint is None:
-            encoder, k = self.model.t5.encoder, self.config.k
-            lower = [encoder.position_bias, *encoder.layers[:k], self.model.join_norm, self.model.t5.embedding]
-            tensors = [
-                (f"{i}.{name}", p.bfloat16()) for i, part in enumerate(lower) for name, p in part.named_parameters()
-            ]
-            shape = asdict(replace(self.model.t5.config, dropout_rate=0.0))
-            facts = (
-                repr(sorted((name, shape[name]) for name in shape if "decoder" not in name))
-                + f"{k} {self.config.calibration}"
-            )
-            self._fingerprint = digest([*tensors, ("mean", self.model.binarizer.mean)], facts, self.tokenizer_hash)
+            tensors, facts = self.model.identity()
+            self._fingerprint = digest(tensors, facts, self.tokenizer_hash)
         return self._fingerprint
 
     @property
@@ -150,19 +149,19 @@ class Reader:
         if not len(passages):
             raise InputError("no passages to calibrate from; pass at least one")
         ids, _ = self.passage_ids(titled(passages))
-        normed = [self.model.join_norm(states) for _, states in self._lower(ids)]
-        self.model.binarizer.calibrate(torch.cat(normed))
+        normalised = [self.model.normalised(states) for _, states in self._lower(ids)]
+        self.model.binarizer.calibrate(torch.cat(normalised))
         self._fingerprint = None
 
     def question_ids(self, question: str) -> list[int]:
-        """Tokenize `question: …`, without end of sequence.
+        """Tokenize a question.
 
         Raises:
             InputError: blank, or longer than the reader's limit.
         """
         if not question.strip():
             raise InputError("the question is blank; ask something")
-        ids = self.tokenizer.encode(f"question: {question.strip()}", add_special_tokens=False).ids
+        ids = self._text.question_ids(question.strip())
         if len(ids) > self.config.max_question_tokens:
             raise InputError(
                 f"the question has {len(ids)} tokens, this reader reads {self.config.max_question_tokens}; shorten it"
@@ -170,9 +169,7 @@ class Reader:
         return ids
 
     def passage_ids(self, passages: Sequence[tuple[str, str]]) -> tuple[list[list[int]], int]:
-        """Tokenize (title, text) pairs as `title: … context: …` with end of sequence.
-
-        Returns the ids, and how many passages were cut to the limit.
+        """Tokenize (title, text) pairs; returns the ids, and how many passages were cut to the limit.
 
         Raises:
             InputError: a passage without text.
@@ -180,12 +177,7 @@ class Reader:
         for n, (_, text) in enumerate(passages):
             if not text.strip():
                 raise InputError(f"passage {n + 1} of {len(passages)} has no text; leave it out")
-        room = self.config.max_passage_tokens - 1
-        found = self.tokenizer.encode_batch(
-            [f"title: {title} context: {text}" for title, text in passages], add_special_tokens=False
-        )
-        eos = self.model.t5.config.eos_token_id
-        return [[*e.ids[:room], eos] for e in found], sum(len(e.ids) > room for e in found)
+        return self._text.passage_ids(passages, self.config.max_passage_tokens)
 
     def _check_mode(self, mode: Mode) -> None:
         if mode not in MODES:
@@ -219,9 +211,9 @@ class Reader:
         states = np.zeros((M, self.D), np.float32) if mode == "float" else None
         for i, hidden in self._lower(ids):
             at = slice(offsets[i], offsets[i + 1])
-            scale[at] = self.model.join_norm.rms(hidden).clamp(max=65504).squeeze(-1).numpy()
+            scale[at] = self.model.scale(hidden).clamp(max=65504).squeeze(-1).float().numpy()
             if packed is not None:
-                packed[at] = kernels.pack(self.model.binarizer.signs(self.model.join_norm(hidden)).numpy())
+                packed[at] = kernels.pack(self.model.binarizer.signs(self.model.normalised(hidden)).numpy())
             if states is not None:
                 states[at] = hidden.float().numpy()
         texts = ((p.id, p.title, p.text) for p in passages)
@@ -234,12 +226,12 @@ class Reader:
         """Yield (index, residual stream (T, D) after layer k) of each token sequence, batched by length."""
         for batch in length_batches([len(row) for row in ids], BATCH_TOKENS):
             rows, lengths = self._pad([ids[i] for i in batch])
-            hidden = self.model.lower(rows, lengths)
+            hidden = self.model.lower(rows, lengths, passage=True)
             yield from ((i, hidden[r, : len(ids[i])]) for r, i in enumerate(batch))
 
     def _pad(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Pad token sequences to (R, T); returns ids and lengths (R,)."""
-        rows = torch.full((len(ids), max(map(len, ids))), self.model.t5.config.pad_token_id)
+        rows = torch.full((len(ids), max(map(len, ids))), self.model.pad_token_id)
         for r, row in enumerate(ids):
             rows[r, : len(row)] = torch.tensor(row)
         return rows, torch.tensor([len(row) for row in ids])
@@ -280,51 +272,46 @@ class Reader:
         watch = Stopwatch()
         with watch("tokenize"):
             asked = [self.question_ids(question) for question in questions]
-        states, memories = [], []
+        memories = []
         for ids, given in zip(asked, passages, strict=True):
             if not len(given):
                 raise InputError("no passages to read; pass at least one")
-            flat, lengths = self._remember(ids, given, mode, watch)
-            states.append(flat)
-            memories.append(Memory(len(ids), tuple(lengths), tuple(titled(given))))
-        generation = self._decode(states, max_new_tokens, watch)
-        eos = self.model.t5.config.eos_token_id
-        return [
-            read_off(generation, b, memory, self.tokenizer, eos, mode, watch.seconds)
-            for b, memory in enumerate(memories)
-        ]
+            memories.append(self._remember(ids, given, mode, watch))
+        return self._text.answer(memories, mode, max_new_tokens, watch)
 
     def _remember(
         self, question: list[int], given: "Sequence[PassageText] | Encoded", mode: Mode, watch: Stopwatch
-    ) -> tuple[Tensor, list[int]]:
-        """Encode a question with its passages: memory (rows' tokens, D), row after row, and the rows' lengths."""
+    ) -> tuple[Tensor, Memory]:
+        """Encode a question with its passages: memory (rows' tokens, D), row after row, and what it holds."""
+        Q = len(question)
         if mode == "full":
             with watch("tokenize"):
-                rows = [question + ids for ids in self.passage_ids(titled(given))[0]]
+                ids = self.passage_ids(titled(given))[0]
             with watch("encode"):
-                return self._in_batches(
-                    [len(row) for row in rows], lambda batch: self._encode_full([rows[i] for i in batch])
-                )
+                lengths = [Q + len(row) for row in ids]
+                states = self._in_batches(lengths, lambda batch: self._full(question, [ids[i] for i in batch]))
+            return states, Memory(Q, tuple(lengths), tuple(titled(given)), tuple(map(np.array, ids)))
         with watch("encode"):
             encoded = given if isinstance(given, Encoded) else self.encode_passages(given, mode)
             self._check_encoded(encoded, mode)
             asked = self.model.lower(*self._pad([question]))[0]
         with watch("expand"):
-            hidden, normed = self._expand(encoded)
-            asked_normed = self.model.join_norm(asked)
-        Q, offsets = len(question), encoded.offsets
+            streams = self._expand(encoded)
+            starts = [asked, self.model.normalised(asked)]
+        offsets = encoded.offsets
+        lengths = [Q + int(n) for n in encoded.lengths]
 
-        def join(batch: list[int]) -> tuple[Tensor, Tensor]:
-            lengths = torch.tensor([Q + int(encoded.lengths[i]) for i in batch])
-            filled = [
-                self._rows(stream, start, batch, offsets, int(lengths.max()))
-                for stream, start in ((hidden, asked), (normed, asked_normed))
-                if stream is not None
-            ]
-            return self.model.join(filled[0], lengths, filled[1] if normed is not None else None), lengths
+        def join(batch: list[int]) -> Tensor:
+            T = max(lengths[i] for i in batch)
+            pairs = zip(streams, starts, strict=False)  # float states need no u: it is computed
+            filled = [self._rows(stream, start, batch, offsets, T) for stream, start in pairs]
+            return self.model.join(filled[0], torch.tensor([lengths[i] for i in batch]), *filled[1:])
 
         with watch("encode"):
-            return self._in_batches([Q + int(n) for n in encoded.lengths], join)
+            states = self._in_batches(lengths, join)
+        return states, Memory(
+            Q, tuple(lengths), tuple(titled(given)), tuple(np.split(encoded.token_ids, offsets[1:-1]))
+        )
 
     def _check_encoded(self, encoded: Encoded, mode: Mode) -> None:
         if encoded.fingerprint != self.fingerprint:
@@ -339,24 +326,24 @@ class Reader:
                 f"encode them with encode_passages(passages, mode={mode!r})"
             )
 
-    def _encode_full(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        ids, lengths = self._pad(rows)
-        return self.model.t5.encode(ids, torch.arange(ids.shape[1])[None] < lengths[:, None]), lengths
+    def _full(self, question: list[int], passages: list[list[int]]) -> Tensor:
+        ids, lengths = self._pad([question + row for row in passages])
+        return self.model.full(ids, lengths, torch.full_like(lengths, len(question)))
 
-    def _expand(self, encoded: Encoded) -> tuple[Tensor, Tensor | None]:
-        """Turn what is kept into the residual stream h_hat (M, D) and, for bits, u_hat (M, D), as weights are."""
-        dtype, packed = self.model.t5.dtype, encoded.packed
+    def _expand(self, encoded: Encoded) -> list[Tensor]:
+        """Turn what is kept into the streams (M, D) that `join` takes, as weights are; float states are the first."""
+        dtype, packed = self.model.dtype, encoded.packed
         if packed is None:
-            return torch.from_numpy(encoded.states).to(dtype), None
-        binarizer, bf16 = self.model.binarizer, dtype == torch.bfloat16
-        weight = safe_weight(self.model.join_norm.weight)
+            return [torch.from_numpy(encoded.states).to(dtype)]
+        bf16, scale = dtype == torch.bfloat16, encoded.scale.astype(np.float32)
 
-        def expand(divisor: Tensor, scale: np.ndarray | None) -> Tensor:
-            mean, magnitude = ((v / divisor).float().numpy() for v in (binarizer.mean, binarizer.magnitude))
-            values = torch.from_numpy(kernels.expand(packed, encoded.D, mean, magnitude, scale, bf16=bf16))
-            return values.view(torch.bfloat16) if bf16 else values
+        def expand(mean: Tensor, magnitude: Tensor, scaled: bool) -> Tensor:
+            values = kernels.expand(
+                packed, encoded.D, mean.float().numpy(), magnitude.float().numpy(), scale if scaled else None, bf16=bf16
+            )
+            return torch.from_numpy(values).view(torch.bfloat16) if bf16 else torch.from_numpy(values)
 
-        return expand(weight, encoded.scale.astype(np.float32)), expand(torch.ones_like(weight), None)
+        return [expand(*table) for table in self.model.tables()]
 
     @staticmethod
     def _rows(flat: Tensor, start: Tensor, batch: list[int], offsets: np.ndarray, T: int) -> Tensor:
@@ -367,25 +354,12 @@ class Reader:
             rows[r, len(start) : len(start) + offsets[i + 1] - offsets[i]] = flat[offsets[i] : offsets[i + 1]]
         return rows
 
-    def _in_batches(
-        self, lengths: list[int], encode: Callable[[list[int]], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, list[int]]:
+    def _in_batches(self, lengths: list[int], encode: Callable[[list[int]], Tensor]) -> Tensor:
         """Encode rows in batches of like length; lay their tokens end to end in the original order, without padding."""
         offsets = np.concatenate(([0], np.cumsum(lengths)))
-        memory = torch.empty(int(offsets[-1]), self.D, dtype=self.model.t5.dtype)
+        memory = torch.empty(int(offsets[-1]), self.D, dtype=self.model.dtype)
         for batch in length_batches(lengths, BATCH_TOKENS):
-            states, _ = encode(batch)
+            states = encode(batch)
             for r, i in enumerate(batch):
                 memory[offsets[i] : offsets[i + 1]] = states[r, : lengths[i]]
-        return memory, lengths
-
-    def _decode(self, memories: list[Tensor], max_new_tokens: int, watch: Stopwatch) -> Generation:
-        """Decode greedily; memories: per question (tokens, D)."""
-        t5 = self.model.t5
-        with watch("project"):
-            sizes = torch.tensor([len(m) for m in memories])
-            memory = torch.nn.utils.rnn.pad_sequence(memories, batch_first=True)
-            projected = t5.decoder.project(memory)
-        with watch("decode"):
-            mask = torch.arange(memory.shape[1])[None] < sizes[:, None]
-            return t5.greedy(mask, projected, max_new_tokens)
+        return memory

@@ -18,7 +18,7 @@ from hypothesis import settings
 if TYPE_CHECKING:  # slow to import, and most tests do without
     from tokenizers import Tokenizer
     from torch import Tensor
-    from transformers import T5ForConditionalGeneration
+    from transformers import BertForQuestionAnswering, T5ForConditionalGeneration
 
     from btr.binarize import Binarizer
     from btr.corpus import Passage
@@ -187,6 +187,47 @@ def shape(request: pytest.FixtureRequest) -> str:
 def oracle(shape: str, tiny_t5s: "dict[str, T5ForConditionalGeneration]") -> "T5ForConditionalGeneration":
     """What transformers makes of the shape."""
     return tiny_t5s[shape]
+
+
+@pytest.fixture(scope="session")
+def tiny_bert() -> "BertForQuestionAnswering":
+    """A random BERT with a head for spans, as transformers has it, in which no tensor is idle."""
+    import torch
+    from transformers import BertConfig, BertForQuestionAnswering
+
+    torch.manual_seed(3)
+    sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 400}
+    model = BertForQuestionAnswering(BertConfig(**sizes, num_hidden_layers=4, num_attention_heads=4)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "LayerNorm.weight" in name:
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(std=0.3 if parameter.dim() == 1 or "embeddings" in name else 0.15)
+    return model
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tiny_bert: "BertForQuestionAnswering", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its folder, with a WordPiece tokenizer of some 250 pieces."""
+    from tokenizers import BertWordPieceTokenizer
+
+    folder = tmp_path_factory.mktemp("bert")
+    tokenizer = BertWordPieceTokenizer()
+    tokenizer.train_from_iterator([f"{title} {text}" for title, text in TEXTS], vocab_size=300, show_progress=False)
+    tiny_bert.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def span_reader(bert_folder: Path, tiny_passages: "list[Passage]") -> "Reader":
+    """A span reader, split after layer 2 of 4 and calibrated."""
+    from btr.reader import Reader
+
+    reader = Reader.from_pretrained(bert_folder, k=2)
+    reader.calibrate(tiny_passages)
+    return reader
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-from btr.checkpoint import hf_name, load_reader, load_t5, load_tokenizer, save_reader
+from btr.checkpoint import load_reader, load_t5, load_tokenizer, save_reader
 from btr.config import ReaderConfig, T5Config
 from btr.corpus import Passage
 from btr.errors import InputError
 from btr.fid import FiD
+from btr.names import hf_name
 from btr.reader import Reader
 from btr.t5 import T5
 

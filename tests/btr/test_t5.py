@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
-from btr.checkpoint import hf_name, load_t5
+from btr.checkpoint import load_t5
 from btr.config import T5Config
+from btr.names import hf_name
 from btr.t5 import T5, PositionBias, mask_bias
 
 EOS, PAD = 1, 0

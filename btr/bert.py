@@ -1,0 +1,68 @@
+"""BERT's encoder (Devlin et al. 2019, arXiv 1810.04805), equal to transformers' BertModel without its pooler.
+
+Post-norm layers, exact GELU, learned absolute positions. Positions and segments are inputs, never taken from the
+tensor's index: a passage stands at a fixed offset, so that it can be read before any question is known.
+
+Shapes: R rows, T tokens, D width, H heads.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from btr.config import BertConfig
+
+
+class Layer(nn.Module):
+    """Self-attention and feed-forward, each added to its input and then normalised."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        D = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.qkv = nn.Linear(D, 3 * D)
+        self.out = nn.Linear(D, D)
+        self.attention_norm = nn.LayerNorm(D, config.layer_norm_eps)
+        self.wi = nn.Linear(D, config.intermediate_size)
+        self.wo = nn.Linear(config.intermediate_size, D)
+        self.norm = nn.LayerNorm(D, config.layer_norm_eps)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Map hidden (R, T, D); mask bool (R, 1 or T, T), True where a token may look."""
+        hidden = self.attention_norm(hidden + self.out(self.attend(hidden, mask)))
+        return self.norm(hidden + self.wo(F.gelu(self.wi(hidden))))
+
+    def attend(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Return what the heads gather, (R, T, D)."""
+        R, T, D = hidden.shape
+        q, k, v = self.qkv(hidden).view(R, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v, mask[:, None]).transpose(1, 2).reshape(R, T, D)
+
+
+class Bert(nn.Module):
+    """Embeddings and layers."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        D = config.hidden_size
+        self.embedding = nn.Embedding(config.vocab_size, D)
+        self.positions = nn.Embedding(config.max_position_embeddings, D)
+        self.segments = nn.Embedding(config.type_vocab_size, D)
+        self.embedding_norm = nn.LayerNorm(D, config.layer_norm_eps)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self.embedding.weight.dtype
+
+    def embed(self, ids: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
+        """Embed tokens: three int64 tensors that broadcast to (R, T) -> (R, T, D)."""
+        return self.embedding_norm(self.embedding(ids) + self.segments(segments) + self.positions(positions))
+
+    def forward(self, hidden: Tensor, mask: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """Run layers first+1..last (None: to the end) on hidden (R, T, D); mask as in `Layer`."""
+        for layer in self.layers[first:last]:
+            hidden = layer(hidden, mask)
+        return hidden

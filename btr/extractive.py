@@ -1,0 +1,132 @@
+"""How a span reader (BERT) takes text in and gives answers out: `[CLS] … [SEP] title [SEP] text [SEP]`, then a span.
+
+Start and end are each one probability distribution over the texts of all passages and, for "no answer", the first token
+of every row. The answer is the likeliest pair within one passage, quoted by its character offsets.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from btr.answer import Answer, Memory, Span, Stopwatch
+from btr.config import Mode
+from btr.errors import InputError
+from btr.span import SpanReader
+
+
+@dataclass(frozen=True)
+class Pointable:
+    """Where a question's memory may be pointed at; N passages, C tokens of their texts.
+
+    first (N,): memory token that says "no answer here", one for each row. starts (N,): where the text begins among the
+    tokens of its passage; counts (N,): its tokens. places (C,): memory tokens of the texts; passage (C,): whose.
+    """
+
+    first: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
+    places: np.ndarray
+    passage: np.ndarray
+
+
+class Extractive:
+    """Text in and out for `SpanReader`."""
+
+    family = "extractive"
+
+    def __init__(self, model: SpanReader, tokenizer: Tokenizer) -> None:
+        tokenizer.encode_special_tokens = True  # "[SEP]" in a passage is text
+        self.model, self.tokenizer = model, tokenizer
+        cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+        if cls is None or sep is None:
+            raise InputError("the tokenizer has no [CLS] or no [SEP], as BERT's have; copy the one it was made with")
+        self.cls, self.sep = cls, sep
+
+    def question_ids(self, question: str) -> list[int]:
+        """Tokenize a question as `[CLS] … [SEP]`."""
+        return [self.cls, *self.tokenizer.encode(question, add_special_tokens=False).ids, self.sep]
+
+    def passage_ids(self, passages: Sequence[tuple[str, str]], limit: int) -> tuple[list[list[int]], int]:
+        """Tokenize (title, text) as `title [SEP] text [SEP]`, the title in at most a quarter; and count those cut."""
+        titles = self.tokenizer.encode_batch([title for title, _ in passages], add_special_tokens=False)
+        texts = self.tokenizer.encode_batch([text for _, text in passages], add_special_tokens=False)
+        begun = [[*title.ids[: limit // 4], self.sep] for title in titles]
+        rows = [[*begin, *text.ids, self.sep] for begin, text in zip(begun, texts, strict=True)]
+        return [row if len(row) <= limit else [*row[: limit - 1], self.sep] for row in rows], sum(
+            len(row) > limit for row in rows
+        )
+
+    def answer(
+        self, memories: Sequence[tuple[Tensor, Memory]], mode: Mode, max_new_tokens: int, watch: Stopwatch
+    ) -> list[Answer]:
+        """Point out the answers of several questions, of at most `max_new_tokens` tokens each."""
+        return [self._point(states, held, mode, max_new_tokens, watch) for states, held in memories]
+
+    def _point(self, states: Tensor, held: Memory, mode: Mode, most: int, watch: Stopwatch) -> Answer:
+        with watch("decode"):
+            where = self._pointable(held)
+            N = len(where.first)
+            allowed = torch.from_numpy(np.concatenate((where.first, where.places)))
+            logits = self.model.point(states[allowed])
+            start, end = (values.double().log_softmax(0).numpy() for values in logits)
+            looked = (np.exp(start[N:]) + np.exp(end[N:])) / 2
+            evidence = np.bincount(where.passage, looked, minlength=N)
+            a, b, score = best_span(start[N:], end[N:], where.passage, most)
+        text, tokens, span = self._quote(held, where, a, b) if a <= b else ("", (), None)
+        return Answer(
+            text, score, mode, dict(watch.seconds), tokens,
+            (evidence / max(evidence.sum(), 1e-300)).astype(np.float32),
+            tuple(per_token(where, looked, n, len(ids)) for n, ids in enumerate(held.ids)),
+            span, float(np.exp(start[:N]).sum()),
+        )  # fmt: skip
+
+    def _pointable(self, held: Memory) -> Pointable:
+        """Find the tokens of passage texts: between the first [SEP] of a passage and its last token."""
+        first = np.cumsum(held.lengths) - held.lengths
+        starts = np.array([int(np.argmax(ids == self.sep)) + 1 for ids in held.ids])
+        counts = np.array([len(ids) - 1 - start for ids, start in zip(held.ids, starts, strict=True)])
+        passage = np.repeat(np.arange(len(first)), counts)
+        inside = np.arange(len(passage)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return Pointable(first, starts, counts, inside + (first + held.question + starts)[passage], passage)
+
+    def _quote(self, held: Memory, where: Pointable, a: int, b: int) -> tuple[str, tuple[int, ...], Span | None]:
+        """Return tokens a..b of the texts as they are written, their ids, and where they stand.
+
+        A text that was not kept is decoded, and stands nowhere.
+        """
+        n = int(where.passage[a])
+        begun = int(where.counts[:n].sum())
+        tokens = held.ids[n][where.starts[n] + a - begun : where.starts[n] + b - begun + 1].tolist()
+        text = held.passages[n][1]
+        offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
+        if b - begun >= len(offsets):
+            return self.tokenizer.decode(tokens), tuple(tokens), None
+        span = Span(n, offsets[a - begun][0], offsets[b - begun][1])
+        return text[span.start : span.end], tuple(tokens), span
+
+
+def per_token(where: Pointable, looked: np.ndarray, n: int, length: int) -> np.ndarray:
+    """Return what was looked at (C,) of passage n, over all its tokens: float32 (length,)."""
+    begun, count = int(where.counts[:n].sum()), int(where.counts[n])
+    row = np.zeros(length, np.float32)
+    row[where.starts[n] : where.starts[n] + count] = looked[begun : begun + count]
+    return row
+
+
+def best_span(start: np.ndarray, end: np.ndarray, passage: np.ndarray, most: int) -> tuple[int, int, float]:
+    """Return (a, b, start[a] + end[b]) of the likeliest span a <= b < a + most within one passage; arrays are (C,).
+
+    Equal spans go to the shorter, then to the earlier; without any token, a is greater than b.
+    """
+    best = (0, -1, -np.inf)
+    for longer in range(min(most, len(start))):
+        total = start[: len(start) - longer] + end[longer:]
+        total = np.where(passage[: len(start) - longer] == passage[longer:], total, -np.inf)
+        a = int(total.argmax())
+        if total[a] > best[2]:
+            best = (a, a + longer, float(total[a]))
+    return best
