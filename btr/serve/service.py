@@ -71,8 +71,8 @@ class AnswerRequest(BaseModel):
 class CitedPassage(BaseModel):
     """Name a passage that was read, and how much of the answer came from it.
 
-    `evidence` is its share of the decoder's attention; `highlights` are [start, end) offsets into `text`, in Unicode
-    code points, of every occurrence of the answer.
+    `evidence` is its share of the decoder's attention or, from a span reader, of the probability; `highlights` are
+    [start, end) offsets into `text`, in Unicode code points, of every occurrence of the answer.
     """
 
     id: str
@@ -83,14 +83,26 @@ class CitedPassage(BaseModel):
     highlights: list[tuple[int, int]]
 
 
+class Citation(BaseModel):
+    """Say where the answer was quoted from: characters start to end, in code points, of the text of passage `id`."""
+
+    id: str
+    start: int
+    end: int
+
+
 class AnswerResponse(BaseModel):
     """Give the answer, the passages it came from (most evidence first), and what reading them took.
 
-    `score` is the mean log-probability per answer token; `timings` are seconds; `bits_read` counts the stored signs.
+    `score` is the mean log-probability per answer token or, from a span reader, the span's log-probability; `citation`
+    and `no_answer`, the probability that none of the passages answers, come from span readers alone; `timings` are
+    seconds; `bits_read` counts the stored signs.
     """
 
     answer: str
     score: float
+    citation: Citation | None
+    no_answer: float | None
     mode: Mode
     model: str
     passages: list[CitedPassage]
@@ -175,6 +187,8 @@ class Service:
         return AnswerResponse(
             answer=answer.text,
             score=answer.score,
+            citation=_quoted(chosen, answer),
+            no_answer=answer.no_answer,
             mode=mode,
             model=self.model,
             passages=_cite(chosen, answer),
@@ -241,6 +255,11 @@ def _source(chosen: Chosen, mode: Mode) -> Encoded | Sequence[Passage]:
     return chosen.encoded
 
 
+def _quoted(chosen: Chosen, answer: Answer) -> Citation | None:
+    span = answer.span
+    return span and Citation(id=chosen.passages[span.passage].id, start=span.start, end=span.end)
+
+
 def _cite(chosen: Chosen, answer: Answer) -> list[CitedPassage]:
     cited = [
         CitedPassage(
@@ -249,8 +268,18 @@ def _cite(chosen: Chosen, answer: Answer) -> list[CitedPassage]:
             text=passage.text,
             retrieval_score=None if chosen.scores is None else float(chosen.scores[place]),
             evidence=float(answer.evidence[place]),
-            highlights=find_answer(answer.text, passage.text),
+            highlights=_highlight(passage.text, place, answer),
         )
         for place, passage in enumerate(chosen.passages)
     ]
     return sorted(cited, key=lambda passage: -passage.evidence)
+
+
+def _highlight(text: str, place: int, answer: Answer) -> list[tuple[int, int]]:
+    """Return where the answer occurs in a passage, and among that where it was quoted from."""
+    found = find_answer(answer.text, text)
+    span = answer.span
+    if span is None or span.passage != place:
+        return found
+    apart = [(start, end) for start, end in found if end <= span.start or start >= span.end]
+    return sorted([*apart, (span.start, span.end)])

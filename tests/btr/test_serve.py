@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import uvicorn
 
+from btr.answer import Span
 from btr.corpus import Passage
 from btr.errors import InputError
 from btr.serve import Limits, Service, create_app
@@ -100,6 +101,7 @@ class FakeReader:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Any, str, int]] = []
+        self.span: Span | None = None
         self.during: Callable[[], object] = lambda: None
         self.gate = threading.Event()
         self.gate.set()
@@ -114,8 +116,9 @@ class FakeReader:
         timings = {"tokenize": 0.001, "expand": 0.002, "encode": 0.003, "project": 0.004, "decode": 0.005}
         attention = [np.zeros(TOKENS, np.float32)] * count
         return SimpleNamespace(
-            text="Ada Berg", score=-0.25, timings=timings, mode=mode, evidence=evidence, token_evidence=attention
-        )
+            text="Ada Berg", score=-0.25, timings=timings, mode=mode, evidence=evidence, token_evidence=attention,
+            span=self.span, no_answer=None if self.span is None else 0.25,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -177,6 +180,19 @@ def test_answer_cites_its_passages_most_evidence_first(port: int) -> None:
     assert best["evidence"] == pytest.approx(0.6)
     assert [TEXTS[2][start:end] for start, end in best["highlights"]] == ["Ada\n Berg", "ADA-BERG"]
     assert reply["passages"][1]["highlights"] == []
+
+
+def test_quotation_is_cited_by_its_place(port: int, reader: FakeReader) -> None:
+    assert not {"citation", "no_answer"} & ask(port).keys()
+    start = TEXTS[2].index("ADA-BERG")
+    reader.span = Span(1, start, start + 3)  # in the second passage read, p2: part of one of two occurrences
+    try:
+        reply = ask(port)
+    finally:
+        reader.span = None
+    assert reply["citation"] == {"id": "p2", "start": start, "end": start + 3} and reply["no_answer"] == 0.25
+    best = reply["passages"][0]
+    assert [TEXTS[2][start:end] for start, end in best["highlights"]] == ["Ada\n Berg", "ADA"]
 
 
 def test_answer_says_what_it_cost(port: int) -> None:
