@@ -17,15 +17,22 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from btr import __version__
-from btr.config import T5_SHAPES, ReaderConfig
+from btr.bert import Bert
+from btr.config import T5_SHAPES, BertConfig, ReaderConfig
 from btr.corpus import Passage
 from btr.errors import InputError
 from btr.fid import FiD
 from btr.reader import DTYPES, Answer, Reader
+from btr.span import SpanReader
 from btr.storage import Encoded, Settings, Store, StoreWriter
 from btr.t5 import T5
 
-SPLIT = {"small": 4, "base": 9, "large": 20}  # k: of the shipped reader, which is small, and of the paper
+SPLIT = {"small": 4, "base": 9, "large": 20, "minilm": 3, "bert-base": 9}  # k: the paper's, or of the shipped reader
+BERT_SHAPES = {
+    "minilm": BertConfig(vocab_size=22_400, hidden_size=384, num_hidden_layers=6, intermediate_size=1536),
+    "bert-base": BertConfig(),
+}
+Baseline = Callable[[str, Sequence[Passage], int], None]  # question, passages, new tokens
 PHASES = ("tokenize", "load", "expand", "encode", "project", "decode")
 
 
@@ -33,13 +40,14 @@ def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     main = argparse.ArgumentParser(
         prog="btr bench",
-        description="Seconds per question in the modes full, float and binary, and transformers' Fusion-in-Decoder.",
+        description="Seconds per question in the modes full, float and binary, and of transformers: Fusion-in-Decoder "
+        "for a T5 shape, BertForQuestionAnswering over all passages for a BERT shape.",
     )
     main.add_argument(
         "--shape",
         choices=list(SPLIT),
         default="base",
-        help="T5 shape, with random weights",
+        help="T5 or BERT shape, with random weights; minilm is the shipped reader's (default %(default)s)",
     )
     main.add_argument("--passages", type=int, default=40)
     main.add_argument("--passage-tokens", type=int, default=160)
@@ -52,41 +60,72 @@ def parser() -> argparse.ArgumentParser:
 
 
 def random_reader(shape: str, dtype: torch.dtype) -> Reader:
-    """Make a reader of a T5 shape with random weights that never ends an answer; its words are numbered."""
-    config = replace(T5_SHAPES[shape], dropout_rate=0.0)
-    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, config.vocab_size)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    """Make a reader of a shape with random weights; a T5 never ends an answer. Its words are numbered."""
     torch.manual_seed(0)
+    marks = ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if shape in BERT_SHAPES else ("<pad>", "</s>", "<unk>")
+    if shape in BERT_SHAPES:
+        model: FiD | SpanReader = SpanReader(Bert(BERT_SHAPES[shape]), ReaderConfig(k=SPLIT[shape]))
+    else:
+        model = FiD(random_t5(shape), ReaderConfig(k=SPLIT[shape]))
+    numbers = range(len(marks), model.vocab_size)
+    vocabulary = {mark: i for i, mark in enumerate(marks)} | {f"w{i}": i for i in numbers}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=next(mark for mark in marks if "unk" in mark.lower())))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return Reader(model.to(dtype), tokenizer, f"random {shape}")
+
+
+def random_t5(shape: str) -> T5:
+    """Make a T5 with random weights that never ends an answer."""
+    config = replace(T5_SHAPES[shape], dropout_rate=0.0)
     model = T5(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
                 parameter.normal_(0.0, 1.0 if "embedding" in name else parameter.shape[1] ** -0.5 / 4)
         model.head.weight[config.eos_token_id] = 0.0
-    return Reader(FiD(model.to(dtype), ReaderConfig(k=SPLIT[shape])), tokenizer, f"random {shape}")
+    return model
 
 
 def make_texts(reader: Reader, options: argparse.Namespace) -> tuple[str, list[Passage]]:
     """Make a question and passages of exactly the asked numbers of tokens, from words of one token each."""
-    words = [w for w, i in sorted(reader.tokenizer.get_vocab().items(), key=lambda pair: pair[1]) if i > 2]
-    one = [
-        w for w in words[:4000] if len(reader.tokenizer.encode(w.removeprefix("▁"), add_special_tokens=False).ids) == 1
-    ]
-    plain = [w.removeprefix("▁") for w in one]
 
-    def fill(prefix: str, count: int, start: int) -> str:
-        room = count - len(reader.tokenizer.encode(prefix, add_special_tokens=False).ids)
-        return " ".join(plain[(start + 7 * j) % len(plain)] for j in range(max(room, 1)))
+    words = min(4000, reader.model.vocab_size - 5)
 
-    passages = [
-        Passage(str(i), f"{plain[i]}", fill(f"title: {plain[i]} context:", options.passage_tokens - 1, 31 * i))
-        for i in range(options.passages)
-    ]
-    return fill("question:", options.question_tokens, 5), passages
+    def fill(count: int, start: int) -> str:
+        return " ".join(f"w{5 + (start + 7 * j) % words}" for j in range(max(count, 1)))
+
+    title = fill(1, 0)
+    asking = options.question_tokens - len(reader.question_ids(title)) + 1
+    reading = options.passage_tokens - len(reader.passage_ids([(title, title)])[0][0]) + 1
+    passages = [Passage(str(i), fill(1, 31 * i), fill(reading, 31 * i + 7)) for i in range(options.passages)]
+    return fill(asking, 5), passages
 
 
-def transformers_fid(reader: Reader, folder: Path, dtype: torch.dtype) -> Callable[[str, Sequence[Passage], int], None]:
+def transformers_bert(
+    reader: Reader, folder: Path, dtype: torch.dtype
+) -> Callable[[str, Sequence[Passage], int], None]:
+    """Return a function that points at spans with transformers' BertForQuestionAnswering, the same weights."""
+    from transformers import BertForQuestionAnswering
+
+    reader.save_pretrained(folder)
+    model = BertForQuestionAnswering.from_pretrained(folder, dtype=dtype).eval()
+
+    @torch.inference_mode()
+    def answer(question: str, passages: Sequence[Passage], new_tokens: int) -> None:
+        asked = reader.question_ids(question)
+        read = reader.passage_ids([(p.title, p.text) for p in passages])[0]
+        rows = [torch.tensor([*asked, *ids]) for ids in read]
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        mask = torch.arange(padded.shape[1])[None] < torch.tensor([[len(row)] for row in rows])
+        types = (torch.arange(padded.shape[1])[None] >= len(asked)).long().expand_as(padded)
+        found = model(input_ids=padded, attention_mask=mask, token_type_ids=types)
+        found.start_logits.flatten().float().log_softmax(0).max()
+        found.end_logits.flatten().float().log_softmax(0).max()
+
+    return answer
+
+
+def transformers_fid(reader: Reader, folder: Path, dtype: torch.dtype) -> Baseline:
     """Return a function that answers with transformers' T5 as Fusion-in-Decoder, the same weights."""
     from transformers import T5ForConditionalGeneration
     from transformers.modeling_outputs import BaseModelOutput
@@ -134,7 +173,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     question, passages = make_texts(reader, options)
     encoded = store_of(reader, passages, folder / "bench.btr")
     states = reader.encode_passages(passages, "float")
-    baseline = transformers_fid(reader, folder / "reader", dtype)
+    generative = reader.family == "generative"
+    baseline = (transformers_fid if generative else transformers_bert)(reader, folder / "reader", dtype)
     seconds: dict[str, list[float]] = {name: [] for name in ("transformers", "full", "float", "binary")}
     phases: dict[str, dict[str, list[float]]] = {name: {} for name in ("full", "float", "binary")}
     with Store.open(folder / "bench.btr", reader.fingerprint) as store:
@@ -168,7 +208,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "reader": reader.name, "k": reader.config.k, "passages": options.passages,
         "row_tokens": options.question_tokens + options.passage_tokens,
-        "new_tokens": len(answer.tokens), "dtype": options.dtype, "runs": options.runs, "rows": rows,
+        "new_tokens": len(answer.tokens) if generative else 0, "dtype": options.dtype, "runs": options.runs,
+        "rows": rows,
         "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__, "btr": __version__,

@@ -6,17 +6,20 @@ import pytest
 import torch
 
 from btr import bench
-from btr.config import T5_SHAPES
+from btr.config import T5_SHAPES, BertConfig
 
 
 @pytest.fixture(autouse=True)
 def tiny_base(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bench.T5_SHAPES, "base", T5_SHAPES["tiny"])
     monkeypatch.setitem(bench.SPLIT, "base", 3)
+    tiny = BertConfig(vocab_size=200, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=96)
+    monkeypatch.setitem(bench.BERT_SHAPES, "minilm", tiny)
 
 
-def test_texts_have_the_asked_tokens() -> None:
-    reader = bench.random_reader("base", torch.float32)
+@pytest.mark.parametrize("shape", ["base", "minilm"])
+def test_texts_have_the_asked_tokens(shape: str) -> None:
+    reader = bench.random_reader(shape, torch.float32)
     options = bench.parser().parse_args(["--passages", "3", "--passage-tokens", "30", "--question-tokens", "9"])
     question, passages = bench.make_texts(reader, options)
     assert len(reader.question_ids(question)) == 9
@@ -47,3 +50,14 @@ def test_rows_and_their_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     binary = figures["rows"]["binary"]
     assert {"load", "expand", "encode", "project", "decode"} <= set(binary["phases"])
     assert sum(binary["phases"].values()) <= binary["most"] + 1e-3
+
+
+def test_span_reader_has_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = (
+        "--passages 2 --passage-tokens 12 --question-tokens 5 --runs 1 --dtype float32 --shape minilm --json".split()
+    )
+    assert bench.main(sizes) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert list(figures["rows"]) == ["transformers", "full", "float", "binary"] and figures["new_tokens"] == 0
+    assert figures["rows"]["binary"]["bytes_per_token"] == 64 // 8 + 2
+    assert {"load", "expand", "encode", "decode"} <= set(figures["rows"]["binary"]["phases"])
