@@ -1,135 +1,278 @@
-"""Measure a reader's answers: `python -m btr.eval QUESTIONS`, from the questions' own passages or over a store."""
+"""Measure a reader's answers: `python -m btr.eval TASK`, a named task or a file, from its own passages or over a store.
+
+Every combination of `--modes` and `--passages` is a row: exact match and F1, or accuracy; the difference from the mode
+it is held against and how much of that one's score it retains; questions a second; bytes per stored token. With `--out`
+predictions are kept as they come, and the same command goes on after a kill.
+"""
 
 import argparse
 import json
-import random
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any, cast
 
+import torch
+
+from btr import plots
+from btr.answer import Answer
+from btr.checkpoint import digest
 from btr.config import MODES, Mode
-from btr.corpus import Passage, Question, read_questions
+from btr.corpus import Passage, Question
 from btr.errors import InputError
-from btr.metrics import bootstrap, exact_match, f1, mean
+from btr.evidence import Evidence
+from btr.figures import METRICS, Run, describe, recall, table
+from btr.metrics import exact_match, f1, holds_answer
+from btr.predictions import Prediction, Predictions, input_digest
+from btr.questions import TASKS, Asked, Kind, find_questions, prompt
 from btr.reader import DTYPES, Reader
-from btr.retrieve import BM25
 from btr.storage import Store, StoreError
+from btr.tasks import fever_label, mmlu_letter
 
 
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     main = argparse.ArgumentParser(
-        prog="btr eval", description="Exact match and F1 of a reader, with 95 %% bootstrap intervals."
+        prog="btr eval", description="Score a reader's answers, with 95 %% bootstrap intervals."
     )
-    main.add_argument("questions", metavar="QUESTIONS", help="a file of questions with answers, in any known format")
-    main.add_argument("--reader", help="reader folder or hub id; default: the reader shipped with btr")
-    main.add_argument("--modes", default="binary", help="comma-separated: full, float, binary (default %(default)s)")
-    main.add_argument(
-        "--store", help="retrieve passages from this store; without it a question's own passages are read"
-    )
-    main.add_argument("--passages", type=int, help="passages per question; default: the reader's own number")
-    main.add_argument("--limit", type=int, help="questions to answer")
-    main.add_argument("--max-new-tokens", type=int, default=16)
-    main.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
-    main.add_argument("--out", help="write each prediction to this .jsonl file")
-    main.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add = main.add_argument
+    add("task", metavar="TASK", help=f"{', '.join(TASKS)}; or a file of questions with answers, in any known format")
+    add("--data", metavar="PATH", help="a named task's file, or a folder of tasks; default: the Hugging Face hub")
+    add("--reader", metavar="R", help="reader folder or hub id; default: the reader shipped with btr")
+    add("--store", metavar="S", help="read the best passages of this store; without it, those a question comes with")
+    add("--modes", default="binary", help="comma-separated: full, float, binary (default %(default)s)")
+    add("--passages", metavar="N", help="passages a question, comma-separated; default: the reader's own number")
+    add("--against", metavar="MODE", choices=MODES, help="mode to compare with; default: full, if it is evaluated")
+    add("--against-reader", metavar="R", help="compare with this reader (its mode full, or --against)")
+    add("--limit", type=int, metavar="N", help="questions to answer")
+    add("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (default %(default)s)")
+    add("--dtype", choices=sorted(DTYPES), default="float32")
+    add("--out", metavar="FILE.jsonl", help="keep each prediction there, and go on from those that are there")
+    add("--json", nargs="?", const="-", metavar="FILE", help="write the figures as JSON; without FILE, print them so")
+    add("--plot", metavar="FILE.png", help="draw accuracy against speed and bytes, and the sweep over --passages")
     return main
 
 
-def own_passages(question: Question, count: int) -> list[Passage]:
-    """Take the gold passage and the first others, `count` in all, in an order that depends on the question alone."""
-    marked = question.gold or (False,) * len(question.passages)
-    ranked = sorted(zip(question.passages, marked, strict=True), key=lambda pair: not pair[1])
-    gold = [p for p, is_gold in ranked if is_gold][:1]
-    chosen = (gold + [p for p, is_gold in ranked if not is_gold])[:count]
-    random.Random(question.question).shuffle(chosen)
-    return chosen
+@dataclass(frozen=True)
+class Setting:
+    """How one row is made."""
+
+    reader: Reader
+    weights: str  # what tells this reader from others
+    mode: Mode
+    passages: int
 
 
-def gather(questions: Sequence[Question], options: argparse.Namespace) -> list[list[Passage]]:
-    """Find each question's passages: its own, or the store's best by BM25."""
-    if not options.store:
-        found = [own_passages(question, options.passages) for question in questions]
-        if not all(found):
-            lacking = next(q for q, passages in zip(questions, found, strict=True) if not passages)
-            raise InputError(f"question {lacking.id!r} has no passages to read; pass --store to retrieve some")
-        return found
-    with Store.open(options.store) as store:
-        index, found = BM25.open(Path(options.store) / "bm25"), []
-        for ordinals, _ in index.search([q.question for q in questions], options.passages):
-            kept = store.at([int(i) for i in ordinals])
-            found.append([Passage(*row) for row in zip(kept.ids, kept.titles, kept.texts, strict=True)])
-        return found
+def identify(reader: Reader) -> str:
+    """Return 16 hexadecimal digits over all that a reader's answers depend on."""
+    config = replace(reader.config, default_mode="full", passages=1)
+    return digest(sorted(reader.model.state_dict().items()), reader.fingerprint, repr(config))
 
 
-def predict(
-    reader: Reader, questions: Sequence[Question], passages: Sequence[list[Passage]], mode: Mode, most: int
-) -> Iterator[dict[str, Any]]:
-    """Answer the questions one by one."""
-    for question, read in zip(questions, passages, strict=True):
+class Evaluation:
+    """Answers the questions of a task, setting by setting."""
+
+    def __init__(self, asked: Asked, evidence: Evidence, predictions: Predictions, max_new_tokens: int) -> None:
+        self.asked, self.evidence, self.predictions = asked, evidence, predictions
+        self.max_new_tokens = max_new_tokens
+        self._warm: set[tuple[str, Mode]] = set()
+
+    def run(self, setting: Setting) -> Iterator[Prediction]:
+        """Yield the prediction of every question, answering those that are not in the file."""
+        for number, question in enumerate(self.asked.questions):
+            passages = self.evidence.take(number, setting.passages)
+            wanted = {
+                "reader": setting.weights, "mode": setting.mode, "passages": setting.passages, "number": number,
+                "id": question.id, "input": self._input(question, passages),
+            }  # fmt: skip
+            found = self.predictions.get(wanted)
+            if found is None:
+                found = wanted | self._answer(setting, number, passages)
+                self.predictions.add(found)
+            yield found
+
+    def _input(self, question: Question, passages: list[Passage]) -> str:
+        texts = [(p.title, p.text or p.id) for p in passages]
+        return input_digest(prompt(question, self.asked.kind), question.answers, texts)
+
+    def _answer(self, setting: Setting, number: int, passages: list[Passage]) -> dict[str, Any]:
+        question, kind = self.asked.questions[number], self.asked.kind
+        text = ""
+        row: dict[str, Any] = {}
         try:
-            answer = reader.answer(question.question, read, mode, most).text if read else ""
+            setting.reader.question_ids(prompt(question, kind))
         except InputError as error:  # an over-long question is a wrong answer, not the end of the run
-            answer = ""
-            print(f"warning: question {question.id!r}: {error}", file=sys.stderr)
-        yield {
-            "id": question.id, "mode": mode, "question": question.question,
-            "answer": answer, "answers": question.answers,
-            "em": exact_match(answer, question.answers), "f1": f1(answer, question.answers),
-            "found": float(any(a.lower() in p.text.lower() for a in question.answers for p in read)),
-        }  # fmt: skip
+            row["unread"] = str(error)
+        if passages and not row:
+            row = self._read(setting, number, passages)
+            text = row.pop("text")
+        row |= {"question": question.question, "answer": text, "answers": list(question.answers), "read": len(passages)}
+        if kind == "question":
+            row["found"] = float(any(holds_answer(p.text, question.answers) for p in passages))
+        return row | score(text, question, kind)
+
+    def _read(self, setting: Setting, number: int, passages: list[Passage]) -> dict[str, Any]:
+        """Answer one question; what can be done before it is asked is not timed, reading stored bits is."""
+        reader, mode = setting.reader, setting.mode
+        store = self.evidence.store if uses_store(setting, self.evidence.store) else None
+        ready = passages if mode == "full" or store is not None else reader.encode_passages(passages, mode)
+        asked = prompt(self.asked.questions[number], self.asked.kind)
+
+        def answer(most: int) -> Answer:
+            given = ready if store is None else store.at(self.evidence.ordinals[number][: setting.passages])
+            return reader.answer(asked, given, mode, most)
+
+        if (setting.weights, mode) not in self._warm:  # the first time, kernels are compiled
+            answer(1)
+            self._warm.add((setting.weights, mode))
+        began = perf_counter()
+        found = answer(self.max_new_tokens)
+        row: dict[str, Any] = {"text": found.text, "seconds": round(perf_counter() - began, 6)}
+        if found.no_answer is not None:
+            row["no_answer"] = round(found.no_answer, 6)
+        if found.span is not None:
+            span = found.span
+            row["span"] = {"id": passages[span.passage].id, "start": span.start, "end": span.end}
+        return row
+
+
+def uses_store(setting: Setting, store: Store | None) -> bool:
+    """Tell whether a setting reads the bits of the store itself, rather than encode its texts anew."""
+    return store is not None and setting.mode == "binary" and store.manifest.fingerprint == setting.reader.fingerprint
+
+
+def score(answer: str, question: Question, kind: Kind) -> dict[str, float]:
+    """Score an answer in the metrics of its kind."""
+    if kind == "question":
+        return {"em": exact_match(answer, question.answers), "f1": f1(answer, question.answers)}
+    if kind == "claim":
+        return {"accuracy": float(fever_label(answer) == fever_label(question.answers[0]))}
+    return {"accuracy": float(mmlu_letter(answer, question.options) == question.answers[0])}
+
+
+def bytes_per_token(setting: Setting, store: Store | None) -> float | None:
+    """Return what is kept of a token, signs and scalar or float states: on disk where the store is read; None: nothing.
+
+    In the memory of the reader signs come in words of 64 bits.
+    """
+    reader = setting.reader
+    if setting.mode == "full":
+        return None
+    if setting.mode == "float":
+        return float(reader.D * reader.model.dtype.itemsize)
+    if store is not None and uses_store(setting, store):
+        parts = store.manifest.part_bytes
+        return (parts["signs"] + parts["scalars"]) / max(store.manifest.tokens, 1)
+    return 8.0 * -(-reader.D // 64) + 2
+
+
+def read_modes(text: str) -> list[Mode]:
+    """Split `--modes`."""
+    modes = list(dict.fromkeys(text.split(",")))
+    if unknown := [mode for mode in modes if mode not in MODES]:
+        raise InputError(f"--modes has {unknown[0]!r}; known: {', '.join(MODES)}")
+    return cast(list[Mode], modes)
+
+
+def read_counts(text: str | None) -> list[int]:
+    """Split `--passages`; empty where it was not given."""
+    words = text.split(",") if text else []
+    if wrong := [word for word in words if not word.isdecimal() or not int(word)]:
+        raise InputError(f"--passages has {wrong[0]!r}; give numbers from 1, such as 1,5,20")
+    return sorted({int(word) for word in words})
+
+
+def check_outputs(options: argparse.Namespace) -> None:
+    """Refuse, before hours of work, what could not be written after them."""
+    for name in ("out", "json", "plot"):
+        path = getattr(options, name)
+        if path and path != "-" and not Path(path).absolute().parent.is_dir():
+            raise InputError(f"--{name} {path}: no such folder; make it first")
+    if options.plot:
+        plots.check(options.plot)
+
+
+def check_readers(settings: list[Setting], asked: Asked, evidence: Evidence) -> None:
+    """Refuse settings that a reader cannot answer in."""
+    for setting in settings:
+        reader, mode = setting.reader, setting.mode
+        if mode != "full" and not reader.config.k:
+            raise InputError(f"reader {reader.name} has no split layer, so it knows mode 'full' alone, not {mode!r}")
+        if asked.kind != "question" and reader.family == "extractive":
+            cure = "evaluate a generative reader, or another task"
+            raise InputError(f"{asked.task} wants a label, and reader {reader.name} quotes passages; {cure}")
+        if not uses_store(setting, evidence.store) and not evidence.has_texts():
+            cure = "evaluate mode 'binary' of the store's reader, or keep the texts (precompute without --no-text)"
+            raise InputError(f"the store keeps no texts, and mode {mode!r} of reader {reader.name} reads them; {cure}")
+
+
+def plan(options: argparse.Namespace, reader: Reader, weights: str) -> tuple[list[Setting], tuple[str, Mode] | None]:
+    """Return the rows in order, and (weights, mode) of those that the others are held against."""
+    modes, counts = read_modes(options.modes), read_counts(options.passages) or [reader.config.passages]
+    against: Mode | None = options.against or ("full" if options.against_reader or "full" in modes else None)
+    own = [(reader, weights, mode) for mode in modes]
+    if against is None:
+        return [Setting(*row, count) for count in counts for row in own], None
+    other, base = reader, (weights, against)
+    if options.against_reader:
+        other = Reader.from_pretrained(options.against_reader, dtype=options.dtype)
+        base = (identify(other), against)
+    if base not in [row[1:] for row in own]:
+        own = [(other, *base), *own]
+    return [Setting(*row, count) for count in counts for row in own], base
+
+
+def run_all(evaluation: Evaluation, settings: list[Setting]) -> list[Run]:
+    """Answer everything, reporting every hundredth question on stderr."""
+    runs, total = [], len(evaluation.asked.questions)
+    for s in settings:
+        rows: list[Prediction] = []
+        for row in evaluation.run(s):
+            rows.append(row)
+            if len(rows) % 100 == 0:
+                metric = METRICS[evaluation.asked.kind][0]
+                right = 100 * sum(r[metric] for r in rows) / len(rows)
+                print(f"{s.mode}, {s.passages} passages: {len(rows)}/{total}, {metric} {right:.1f}", file=sys.stderr)
+        kept = bytes_per_token(s, evaluation.evidence.store)
+        runs.append(Run(s.reader.name, s.weights, s.mode, s.passages, kept, rows))
+    return runs
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """Answer everything in every mode; returns the figures, in per cent."""
-    modes = [cast(Mode, mode) for mode in options.modes.split(",")]
-    if unknown := [mode for mode in modes if mode not in MODES]:
-        raise InputError(f"--modes has {unknown[0]!r}; known: {', '.join(MODES)}")
-    if options.out and not Path(options.out).absolute().parent.is_dir():
-        raise InputError(f"--out {options.out}: no such folder; make it first")
+    """Answer everything in every setting; returns the figures.
+
+    Raises:
+        InputError, StoreError: something that was asked for cannot be had; said before the first answer.
+    """
+    check_outputs(options)
+    asked = find_questions(options.task, options.data, options.limit)
     reader = Reader.from_pretrained(options.reader, dtype=options.dtype)
-    options.passages = options.passages or reader.config.passages
-    questions = [q for q in read_questions(options.questions, limit=options.limit) if q.answers]
-    if not questions:
-        raise InputError(f"{options.questions}: no question with answers; there is nothing to compare with")
-    passages = gather(questions, options)
-    rows: dict[str, list[dict[str, Any]]] = {}
-    figures: dict[str, Any] = {"questions": len(questions), "passages": options.passages, "reader": reader.name}
-    seconds = {}
-    for mode in modes:
-        began = time.monotonic()
-        rows[mode] = list(reported(predict(reader, questions, passages, mode, options.max_new_tokens), len(questions)))
-        seconds[mode] = round((time.monotonic() - began) / len(questions), 4)
-    if options.out:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for found in rows.values() for row in found)
-        Path(options.out).write_text("".join(lines), encoding="utf-8")
-    ems = {mode: [row["em"] for row in found] for mode, found in rows.items()}
-    figures["found"] = round(100 * mean([row["found"] for row in rows[modes[0]]]), 1)
-    figures["modes"] = {}
-    for mode in modes:
-        figures["modes"][mode] = {"em": percent(ems[mode]), "f1": percent([row["f1"] for row in rows[mode]])}
-        if "full" in ems:
-            differences = [x - y for x, y in zip(ems[mode], ems["full"], strict=True)]
-            figures["modes"][mode]["em_minus_full"] = percent(differences)
-        figures["modes"][mode]["seconds_per_question"] = seconds[mode]
-    return figures
-
-
-def reported(rows: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
-    """Pass rows on, reporting every hundredth on stderr."""
-    right = 0.0
-    for count, row in enumerate(rows, 1):
-        right += row["em"]
-        if count % 100 == 0:
-            print(f"{row['mode']}: {count}/{total}  EM {100 * right / count:.1f}", file=sys.stderr)
-        yield row
-
-
-def percent(values: Sequence[float]) -> list[float]:
-    """Return [mean, low, high] in per cent: the mean and its 95 % bootstrap interval."""
-    return [round(100 * value, 1) for value in (mean(values), *bootstrap(values))]
+    weights = identify(reader)
+    settings, base = plan(options, reader, weights)
+    counts = sorted({setting.passages for setting in settings})
+    with ExitStack() as stack:
+        store = stack.enter_context(Store.open(options.store)) if options.store else None
+        evidence = Evidence(asked.questions, counts[-1], store)
+        evidence.check()
+        check_readers(settings, asked, evidence)
+        shared = {
+            "task": asked.task, "dtype": options.dtype, "max_new_tokens": options.max_new_tokens, "reader": weights,
+            "store": None if store is None else store.manifest.content_hash[:16],
+        }  # fmt: skip
+        predictions = stack.enter_context(Predictions(Path(options.out) if options.out else None, shared))
+        if len(predictions):
+            print(f"{options.out}: going on after {len(predictions)} predictions", file=sys.stderr)
+        runs = run_all(Evaluation(asked, evidence, predictions, options.max_new_tokens), settings)
+        ranks = evidence.ranks() if store is not None and asked.kind == "question" and evidence.has_texts() else None
+    return {
+        "task": asked.task, "questions": len(asked.questions), "source": asked.source,
+        "passages_from": f"{options.store} by BM25" if options.store else "the questions' own",
+        "dtype": options.dtype, "max_new_tokens": options.max_new_tokens, "threads": torch.get_num_threads(),
+        "recall": recall(ranks, counts) if ranks else None, "rows": describe(runs, METRICS[asked.kind], base),
+    }  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -140,18 +283,12 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(figures) if options.json else table(figures))
+    if options.json not in (None, "-"):
+        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(figures) if options.json == "-" else table(figures))
+    if options.plot:
+        plots.draw(figures, options.plot)
     return 0
-
-
-def table(figures: dict[str, Any]) -> str:
-    """Lay out the figures for people."""
-    head = "{questions} questions, {passages} passages each, an answer among them for {found} %"
-    lines = [head.format(**figures)]
-    for mode, row in figures["modes"].items():
-        cells = [f"{key} {v[0]} [{v[1]}, {v[2]}]" for key, v in row.items() if isinstance(v, list)]
-        lines.append(f"{mode:7} {'  '.join(cells)}  {row['seconds_per_question']} s/question")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
