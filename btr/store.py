@@ -46,7 +46,7 @@ def describe(account: dict[str, Any]) -> str:
     m, sizes, per_token = account["manifest"], account["bytes"], account["bytes_per_token"]
     lines = [
         f"store    {account['path']} (format {m['format_version']}, {m['created_by'] or 'unknown version'})",
-        f"reader   {m['reader'] or 'unnamed'} {m['fingerprint']}, k = {m['k']}, D = {m['D']}",
+        f"reader   {m['reader'] or 'shipped with btr,'} {m['fingerprint']}, k = {m['k']}, D = {m['D']}",
         f"corpus   {m['corpus'] or 'unnamed'}: {m['passages']:,} passages, {m['tokens']:,} tokens, "
         f"{m['cut']:,} passages cut at {m['max_passage_tokens']} tokens, {m['duplicates']:,} duplicates skipped",
         "",

@@ -99,7 +99,7 @@ class Store:
         made_by = store.manifest.fingerprint
         if fingerprint is not None and fingerprint != made_by:
             raise ReaderMismatch(
-                f"store {store.path} was built by reader {made_by} ({store.manifest.reader or 'unnamed'}), "
+                f"store {store.path} was built by reader {made_by} ({store.manifest.reader or 'shipped with btr'}), "
                 f"this reader is {fingerprint}; rebuild with: {precompute_command(store.path, store.manifest, reader)}"
             )
         store._check_length()
