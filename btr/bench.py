@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,20 +19,22 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from btr import __version__
 from btr.bert import Bert
-from btr.config import T5_SHAPES, BertConfig, ReaderConfig
+from btr.config import MODES, T5_SHAPES, BertConfig, Mode, ReaderConfig
 from btr.corpus import Passage
 from btr.errors import InputError
 from btr.fid import FiD
+from btr.merge import Schedule
 from btr.reader import DTYPES, Answer, Reader
 from btr.span import SpanReader
 from btr.storage import Encoded, Settings, Store, StoreWriter
 from btr.t5 import T5
 
-SPLIT = {"small": 4, "base": 9, "large": 20, "minilm": 3, "bert-base": 9}  # k: the paper's, or of the shipped reader
+SPLIT = {"small": 4, "base": 9, "large": 20, "minilm": 2, "bert-base": 9}  # k: the paper's, or of the shipped reader
 BERT_SHAPES = {
     "minilm": BertConfig(vocab_size=22_400, hidden_size=384, num_hidden_layers=6, intermediate_size=1536),
     "bert-base": BertConfig(),
 }
+Contenders = dict[str, Callable[[], tuple[Answer, float] | None]]
 Baseline = Callable[[str, Sequence[Passage], int], None]  # question, passages, new tokens
 PHASES = ("tokenize", "load", "expand", "encode", "project", "decode")
 
@@ -53,6 +56,11 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--passage-tokens", type=int, default=160)
     main.add_argument("--question-tokens", type=int, default=32)
     main.add_argument("--new-tokens", type=int, default=8)
+    about = "layers that the row 'merged' merges tokens in, of a T5 (default %(default)s)"
+    main.add_argument("--merge", choices=("none", "every", "algorithm"), default="algorithm", help=about)
+    main.add_argument("--merge-ratio", type=float, default=0.2, help="share it merges there (default %(default)s)")
+    about = "share it merges before, by the bits alone (default %(default)s)"
+    main.add_argument("--merge-bits", type=float, default=0.0, help=about)
     main.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
     main.add_argument("--runs", type=int, default=5, help="timed runs of each, after one that is not counted")
     main.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -166,35 +174,56 @@ def store_of(reader: Reader, passages: Sequence[Passage], path: Path) -> Encoded
     return encoded
 
 
+def schedule_of(reader: Reader, options: argparse.Namespace) -> Schedule | None:
+    """Return how the row `merged` merges; None if there is no such row."""
+    if options.merge == "none" or reader.family != "generative":
+        return None
+    return replace(reader.schedule(options.merge, options.merge_ratio), bits=options.merge_bits)
+
+
+def contenders(reader: Reader, folder: Path, store: Store, encoded: Encoded, options: argparse.Namespace) -> Contenders:
+    """Return what is timed, by name: each answers the question and says how long it took to load, if it is ours."""
+    question, passages = make_texts(reader, options)
+    states, merge = reader.encode_passages(passages, "float"), schedule_of(reader, options)
+    kind = transformers_fid if reader.family == "generative" else transformers_bert
+    baseline = kind(reader, folder / "reader", reader.model.dtype)
+
+    def theirs() -> None:
+        baseline(question, passages, options.new_tokens)
+
+    def ours(mode: Mode, merge: Schedule | None = None) -> tuple[Answer, float]:
+        began = perf_counter()
+        given = {"full": passages, "float": states}.get(mode) or store.get(encoded.ids)
+        loaded = perf_counter() - began
+        return reader.answer(question, given, mode, options.new_tokens, merge), loaded
+
+    found: Contenders = {"transformers": theirs} | {mode: partial(ours, mode) for mode in MODES}
+    return found if merge is None else found | {"merged": partial(ours, "binary", merge)}
+
+
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time all modes in turn, `runs` times after a warm-up."""
-    dtype = DTYPES[options.dtype]
-    reader = random_reader(options.shape, dtype)
-    question, passages = make_texts(reader, options)
-    encoded = store_of(reader, passages, folder / "bench.btr")
-    states = reader.encode_passages(passages, "float")
-    generative = reader.family == "generative"
-    baseline = (transformers_fid if generative else transformers_bert)(reader, folder / "reader", dtype)
-    seconds: dict[str, list[float]] = {name: [] for name in ("transformers", "full", "float", "binary")}
-    phases: dict[str, dict[str, list[float]]] = {name: {} for name in ("full", "float", "binary")}
+    reader = random_reader(options.shape, DTYPES[options.dtype])
+    encoded = store_of(reader, make_texts(reader, options)[1], folder / "bench.btr")
+    seconds: dict[str, list[float]] = {}
+    phases: dict[str, dict[str, list[float]]] = {}
+    tokens = 0
     with Store.open(folder / "bench.btr", reader.fingerprint) as store:
+        timed = contenders(reader, folder, store, encoded, options)
         for run in range(options.runs + 1):
-            for name in seconds:
+            for name, answer in timed.items():
                 began = perf_counter()
-                if name == "transformers":
-                    baseline(question, passages, options.new_tokens)
-                else:
-                    given = {"full": passages, "float": states}.get(name) or store.get(encoded.ids)
-                    loaded = perf_counter() - began
-                    answer: Answer = reader.answer(question, given, name, options.new_tokens)  # type: ignore[arg-type]
+                found = answer()
+                took = perf_counter() - began
                 if run:
-                    seconds[name].append(perf_counter() - began)
-                if run and name != "transformers":
-                    for phase, value in (answer.timings | {"load": loaded}).items():
-                        phases[name].setdefault(phase, []).append(value)
+                    seconds.setdefault(name, []).append(took)
+                if run and found is not None:
+                    tokens = len(found[0].tokens)
+                    for phase, value in (found[0].timings | {"load": found[1]}).items():
+                        phases.setdefault(name, {}).setdefault(phase, []).append(value)
     width = 2 if options.dtype == "bfloat16" else 4
     signs = 0 if encoded.packed is None else encoded.packed.nbytes // encoded.num_tokens
-    held = {"float": reader.D * width, "binary": signs + encoded.scale.itemsize}
+    held = {"float": reader.D * width} | dict.fromkeys(("binary", "merged"), signs + encoded.scale.itemsize)
     rows = {}
     for name, values in seconds.items():
         middle = {phase: statistics.median(v) for phase, v in phases.get(name, {}).items()}
@@ -208,8 +237,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "reader": reader.name, "k": reader.config.k, "passages": options.passages,
         "row_tokens": options.question_tokens + options.passage_tokens,
-        "new_tokens": len(answer.tokens) if generative else 0, "dtype": options.dtype, "runs": options.runs,
-        "rows": rows,
+        "new_tokens": tokens if reader.family == "generative" else 0, "dtype": options.dtype, "runs": options.runs,
+        "merge": [options.merge, options.merge_ratio, options.merge_bits], "rows": rows,
         "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__, "btr": __version__,

@@ -27,16 +27,17 @@ class Layer(nn.Module):
         self.wo = nn.Linear(config.intermediate_size, D)
         self.norm = nn.LayerNorm(D, config.layer_norm_eps)
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Map hidden (R, T, D); mask bool (R, 1 or T, T), True where a token may look."""
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """Map hidden (R, T, D); mask bool (R, 1 or T, T), True where a token may look; None: everywhere."""
         hidden = self.attention_norm(hidden + self.out(self.attend(hidden, mask)))
         return self.norm(hidden + self.wo(F.gelu(self.wi(hidden))))
 
-    def attend(self, hidden: Tensor, mask: Tensor) -> Tensor:
+    def attend(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """Return what the heads gather, (R, T, D)."""
         R, T, D = hidden.shape
         q, k, v = self.qkv(hidden).view(R, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(q, k, v, mask[:, None]).transpose(1, 2).reshape(R, T, D)
+        looked = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None])
+        return looked.transpose(1, 2).reshape(R, T, D)
 
 
 class Bert(nn.Module):
@@ -61,7 +62,7 @@ class Bert(nn.Module):
         """Embed tokens: three int64 tensors that broadcast to (R, T) -> (R, T, D)."""
         return self.embedding_norm(self.embedding(ids) + self.segments(segments) + self.positions(positions))
 
-    def forward(self, hidden: Tensor, mask: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor | None, first: int = 0, last: int | None = None) -> Tensor:
         """Run layers first+1..last (None: to the end) on hidden (R, T, D); mask as in `Layer`."""
         for layer in self.layers[first:last]:
             hidden = layer(hidden, mask)

@@ -15,6 +15,7 @@ from torch import Tensor
 from btr.answer import Answer, Memory, Span, Stopwatch
 from btr.config import Mode
 from btr.errors import InputError
+from btr.layout import MergedRows
 from btr.span import SpanReader
 
 
@@ -61,10 +62,11 @@ class Extractive:
         )
 
     def answer(
-        self, memories: Sequence[tuple[Tensor, Memory]], mode: Mode, max_new_tokens: int, watch: Stopwatch
+        self, memories: Sequence[tuple[Tensor | MergedRows, Memory]], mode: Mode, max_new_tokens: int, watch: Stopwatch
     ) -> list[Answer]:
         """Point out the answers of several questions, of at most `max_new_tokens` tokens each."""
-        return [self._point(states, held, mode, max_new_tokens, watch) for states, held in memories]
+        plain = [(states, held) for states, held in memories if isinstance(states, Tensor)]  # nothing here is merged
+        return [self._point(states, held, mode, max_new_tokens, watch) for states, held in plain]
 
     def _point(self, states: Tensor, held: Memory, mode: Mode, most: int, watch: Stopwatch) -> Answer:
         with watch("decode"):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from btr.binarize import Binarizer, safe_weight
 from btr.config import Mode, ReaderConfig
+from btr.merge import Schedule, Tokens
 from btr.t5 import T5, RMSNorm
 
 
@@ -98,6 +99,10 @@ class FiD(nn.Module):
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         bias = self.t5.encoder.bias(positions, positions < lengths[:, None])
         return self.t5.encoder.finish(self.t5.encoder(hidden, bias, self.config.k, None, normed))
+
+    def merging(self, tokens: Tokens, schedule: Schedule, normed: Tensor | None = None) -> Tokens:
+        """Run layers k+1..n to memory as `join` does, merging passage tokens on the way."""
+        return self.t5.encoder.merging(tokens, self.config.k, schedule, normed)
 
     def full(self, ids: Tensor, lengths: Tensor, question_lengths: Tensor) -> Tensor:
         """Encode rows (R, T) whole to memory (R, T, D); T5 does not ask where the question ends."""

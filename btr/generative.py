@@ -9,6 +9,8 @@ from torch import Tensor
 from btr.answer import Answer, Memory, Stopwatch, read_off
 from btr.config import Mode
 from btr.fid import FiD
+from btr.layout import MergedRows
+from btr.merge import Tokens, concatenate, shrink
 
 
 class Generative:
@@ -31,19 +33,39 @@ class Generative:
         return [[*e.ids[:room], eos] for e in found], sum(len(e.ids) > room for e in found)
 
     def answer(
-        self, memories: Sequence[tuple[Tensor, Memory]], mode: Mode, max_new_tokens: int, watch: Stopwatch
+        self, memories: Sequence[tuple[Tensor | MergedRows, Memory]], mode: Mode, max_new_tokens: int, watch: Stopwatch
     ) -> list[Answer]:
-        """Decode the answers of several questions together, greedily; each memory is (tokens, D) and what it holds."""
-        t5 = self.model.t5
+        """Decode the answers of several questions together, greedily.
+
+        Each has its memory, (tokens, D) or merged by one schedule, and what it holds.
+        """
+        t5, held = self.model.t5, [holding for _, holding in memories]
+        plain = [memory for memory, _ in memories if isinstance(memory, Tensor)]
+        merged = [memory for memory, _ in memories if isinstance(memory, MergedRows)]
         with watch("project"):
-            sizes = torch.tensor([len(states) for states, _ in memories])
-            memory = torch.nn.utils.rnn.pad_sequence([states for states, _ in memories], batch_first=True)
+            memory, seen = self._levels(merged, held) if merged else self._padded(plain)
             projected = t5.decoder.project(memory)
         with watch("decode"):
-            mask = torch.arange(memory.shape[1])[None] < sizes[:, None]
-            generation = t5.greedy(mask, projected, max_new_tokens)
+            proportional = not merged or merged[0].schedule.proportional
+            generation = t5.greedy(seen, projected, max_new_tokens, proportional)
         eos = t5.config.eos_token_id
         return [
-            read_off(generation, b, held, self.tokenizer, eos, mode, watch.seconds)
-            for b, (_, held) in enumerate(memories)
+            read_off(generation, b, holding, self.tokenizer, eos, mode, watch.seconds) for b, holding in enumerate(held)
         ]
+
+    @staticmethod
+    def _padded(memories: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the memories as (B, M, D), and their mask (B, M)."""
+        sizes = torch.tensor([len(states) for states in memories])
+        memory = torch.nn.utils.rnn.pad_sequence(list(memories), batch_first=True)
+        return memory, torch.arange(memory.shape[1])[None] < sizes[:, None]
+
+    @staticmethod
+    def _levels(merged: Sequence[MergedRows], held: Sequence[Memory]) -> tuple[list[Tokens], list[Tokens]]:
+        """Return what each decoder layer looks at, merged across the passages of each question."""
+        counts = [len(holding.lengths) for holding in held]
+        first = [sum(counts[:b]) for b in range(len(counts))]
+        parts = [part for one in merged for part in one.parts]
+        rows = [[start + n for n in batch] for start, one in zip(first, merged, strict=True) for batch in one.numbers]
+        levels = shrink(concatenate(parts, rows, counts), merged[0].schedule.decoder)
+        return levels, levels

@@ -23,7 +23,8 @@ import numpy as np
 from btr import __version__
 from btr.corpus import Passage, Tally, read_passages
 from btr.errors import InputError
-from btr.reader import BATCH_TOKENS, DTYPES, Reader, length_batches
+from btr.layout import BATCH_TOKENS, length_batches
+from btr.reader import DTYPES, Reader
 from btr.retrieve import BM25Writer
 from btr.storage import Encoded, Manifest, Settings, StoreError, StoreWriter
 from btr.storage.format import id_key

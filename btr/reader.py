@@ -7,7 +7,7 @@
 Shapes: B questions, N passages, R rows (question x passage), T row tokens, M tokens of all passages, D width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from btr import kernels
+from btr import kernels, layout
 from btr.answer import Answer, Memory, Span, Stopwatch
 from btr.checkpoint import digest, load_reader, load_tokenizer, resolve, save_reader
 from btr.config import MODES, Mode, ReaderConfig
@@ -24,13 +24,14 @@ from btr.errors import InputError
 from btr.extractive import Extractive
 from btr.fid import FiD
 from btr.generative import Generative
+from btr.layout import Halves, MergedRows, in_batches, length_batches, pad
+from btr.merge import MergedBits, Preset, Schedule, merge_bits
 from btr.span import SpanReader
 from btr.storage.encoded import Encoded
 
-__all__ = ["Answer", "PassageText", "Reader", "Span", "length_batches"]
+__all__ = ["Answer", "PassageText", "Reader", "Span"]
 
 DEFAULT_READER = Path(__file__).parent / "default_reader"
-BATCH_TOKENS = 16384  # tokens of a batch in the encoder, padding counted
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -43,18 +44,6 @@ class PassageText(Protocol):
     def title(self) -> str: ...
     @property
     def text(self) -> str: ...
-
-
-def length_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Yield indices in batches of like length, longest first, each of one row or up to `budget` tokens with padding."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 def titled(passages: "Sequence[PassageText] | Encoded") -> list[tuple[str, str]]:
@@ -224,17 +213,24 @@ class Reader:
     @torch.inference_mode()
     def _lower(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
         """Yield (index, residual stream (T, D) after layer k) of each token sequence, batched by length."""
-        for batch in length_batches([len(row) for row in ids], BATCH_TOKENS):
-            rows, lengths = self._pad([ids[i] for i in batch])
+        for batch in length_batches([len(row) for row in ids], layout.BATCH_TOKENS):
+            rows, lengths = self._padded([ids[i] for i in batch])
             hidden = self.model.lower(rows, lengths, passage=True)
             yield from ((i, hidden[r, : len(ids[i])]) for r, i in enumerate(batch))
 
-    def _pad(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Pad token sequences to (R, T); returns ids and lengths (R,)."""
-        rows = torch.full((len(ids), max(map(len, ids))), self.model.pad_token_id)
-        for r, row in enumerate(ids):
-            rows[r, : len(row)] = torch.tensor(row)
-        return rows, torch.tensor([len(row) for row in ids])
+    def _padded(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        return pad(ids, self.model.pad_token_id)
+
+    def schedule(self, name: Preset, ratio: float = 0.2, g: int = 3) -> Schedule:
+        """Return a merge schedule for this reader: 'every' g-th layer, or the paper's 'algorithm' (all but those).
+
+        Raises:
+            InputError: a span reader, a ratio out of 0 to 0.5, or another name.
+        """
+        if not isinstance(self.model, FiD):
+            raise InputError("a span reader merges no tokens: its answers could not be quoted; leave merging out")
+        config = self.model.t5.config
+        return Schedule.preset(name, config.num_layers - self.config.k, config.num_decoder_layers, ratio, g)
 
     def answer(
         self,
@@ -242,13 +238,17 @@ class Reader:
         passages: "Sequence[PassageText] | Encoded",
         mode: Mode | None = None,
         max_new_tokens: int = 32,
+        merge: Schedule | None = None,
     ) -> Answer:
         """Answer one question from passages, or from what `encode_passages` or a store gave; no mode: the reader's own.
 
+        merge: how much passage tokens are merged on the way (`schedule`), in modes float and binary; None: not at all.
+
         Raises:
-            InputError: blank or over-long question, no passages, an Encoded of another reader or of another mode.
+            InputError: blank or over-long question, no passages, an Encoded of another reader or of another mode, or a
+                schedule that this reader or mode cannot follow.
         """
-        return self.answer_batch([question], [passages], mode, max_new_tokens)[0]
+        return self.answer_batch([question], [passages], mode, max_new_tokens, merge)[0]
 
     @torch.inference_mode()
     def answer_batch(
@@ -257,10 +257,14 @@ class Reader:
         passages: "Sequence[Sequence[PassageText] | Encoded]",
         mode: Mode | None = None,
         max_new_tokens: int = 32,
+        merge: Schedule | None = None,
     ) -> list[Answer]:
         """Answer B questions, each from its own passages; as `answer`, decoded together."""
         mode = mode or self.config.default_mode
         self._check_mode(mode)
+        merge = merge if merge is not None and merge.merges else None
+        if merge is not None:
+            self._check_merge(merge, mode)
         if len(questions) != len(passages):
             raise InputError(
                 f"{len(questions)} questions and {len(passages)} lists of passages; pass one list per question"
@@ -276,42 +280,61 @@ class Reader:
         for ids, given in zip(asked, passages, strict=True):
             if not len(given):
                 raise InputError("no passages to read; pass at least one")
-            memories.append(self._remember(ids, given, mode, watch))
+            memories.append(self._remember(ids, given, mode, merge, watch))
         return self._text.answer(memories, mode, max_new_tokens, watch)
 
     def _remember(
-        self, question: list[int], given: "Sequence[PassageText] | Encoded", mode: Mode, watch: Stopwatch
-    ) -> tuple[Tensor, Memory]:
-        """Encode a question with its passages: memory (rows' tokens, D), row after row, and what it holds."""
+        self,
+        question: list[int],
+        given: "Sequence[PassageText] | Encoded",
+        mode: Mode,
+        merge: Schedule | None,
+        watch: Stopwatch,
+    ) -> tuple[Tensor | MergedRows, Memory]:
+        """Encode a question with its passages: memory (rows' tokens, D), row after row or merged, and what it holds."""
         Q = len(question)
         if mode == "full":
             with watch("tokenize"):
                 ids = self.passage_ids(titled(given))[0]
             with watch("encode"):
                 lengths = [Q + len(row) for row in ids]
-                states = self._in_batches(lengths, lambda batch: self._full(question, [ids[i] for i in batch]))
+                states = in_batches(lengths, lambda batch: self._full(question, [ids[i] for i in batch]))
             return states, Memory(Q, tuple(lengths), tuple(titled(given)), tuple(map(np.array, ids)))
         with watch("encode"):
             encoded = given if isinstance(given, Encoded) else self.encode_passages(given, mode)
             self._check_encoded(encoded, mode)
-            asked = self.model.lower(*self._pad([question]))[0]
+            asked = self.model.lower(*self._padded([question]))[0]
         with watch("expand"):
-            streams = self._expand(encoded)
-            starts = [asked, self.model.normalised(asked)]
-        offsets = encoded.offsets
-        lengths = [Q + int(n) for n in encoded.lengths]
+            halves = Halves(
+                [asked, self.model.normalised(asked)], self._expand(encoded), [int(n) for n in encoded.lengths]
+            )
+            bits = None
+            if merge is not None and merge.bits:
+                bits = merge_bits(encoded.packed, halves.lengths, merge.bits)
+        with watch("encode"):
+            memory = self._join(halves, merge, bits)
+        ids = np.split(encoded.token_ids, encoded.offsets[1:-1])
+        return memory, Memory(Q, tuple(halves.rows), tuple(titled(given)), tuple(ids))
+
+    def _join(self, halves: Halves, merge: Schedule | None, bits: MergedBits | None) -> Tensor | MergedRows:
+        if merge is not None and isinstance(self.model, FiD):
+            return MergedRows.join(halves, merge, bits, self.model.merging)
 
         def join(batch: list[int]) -> Tensor:
-            T = max(lengths[i] for i in batch)
-            pairs = zip(streams, starts, strict=False)  # float states need no u: it is computed
-            filled = [self._rows(stream, start, batch, offsets, T) for stream, start in pairs]
-            return self.model.join(filled[0], torch.tensor([lengths[i] for i in batch]), *filled[1:])
+            filled, lengths = halves.batch(batch)
+            return self.model.join(filled[0], lengths, *filled[1:])
 
-        with watch("encode"):
-            states = self._in_batches(lengths, join)
-        return states, Memory(
-            Q, tuple(lengths), tuple(titled(given)), tuple(np.split(encoded.token_ids, offsets[1:-1]))
-        )
+        return in_batches(halves.rows, join)
+
+    def _check_merge(self, merge: Schedule, mode: Mode) -> None:
+        layers = self.schedule("none")
+        for name in ("encoder", "decoder"):
+            asked, has = len(getattr(merge, name)), len(getattr(layers, name))
+            if asked != has:
+                raise InputError(f"the schedule is for {asked} {name} layers, this reader has {has}; take its own one")
+        if mode == "full" or (merge.bits and mode != "binary"):
+            needed = "mode 'binary'" if merge.bits else "mode 'float' or 'binary'"
+            raise InputError(f"mode {mode!r} cannot merge by this schedule, which needs {needed}; leave it out")
 
     def _check_encoded(self, encoded: Encoded, mode: Mode) -> None:
         if encoded.fingerprint != self.fingerprint:
@@ -327,7 +350,7 @@ class Reader:
             )
 
     def _full(self, question: list[int], passages: list[list[int]]) -> Tensor:
-        ids, lengths = self._pad([question + row for row in passages])
+        ids, lengths = self._padded([question + row for row in passages])
         return self.model.full(ids, lengths, torch.full_like(lengths, len(question)))
 
     def _expand(self, encoded: Encoded) -> list[Tensor]:
@@ -344,22 +367,3 @@ class Reader:
             return torch.from_numpy(values).view(torch.bfloat16) if bf16 else torch.from_numpy(values)
 
         return [expand(*table) for table in self.model.tables()]
-
-    @staticmethod
-    def _rows(flat: Tensor, start: Tensor, batch: list[int], offsets: np.ndarray, T: int) -> Tensor:
-        """Lay out rows (R, T, D): the question's tokens `start` (Q, D), the passage's of `flat` (M, D), then zeros."""
-        rows = flat.new_zeros(len(batch), T, flat.shape[1])
-        rows[:, : len(start)] = start
-        for r, i in enumerate(batch):
-            rows[r, len(start) : len(start) + offsets[i + 1] - offsets[i]] = flat[offsets[i] : offsets[i + 1]]
-        return rows
-
-    def _in_batches(self, lengths: list[int], encode: Callable[[list[int]], Tensor]) -> Tensor:
-        """Encode rows in batches of like length; lay their tokens end to end in the original order, without padding."""
-        offsets = np.concatenate(([0], np.cumsum(lengths)))
-        memory = torch.empty(int(offsets[-1]), self.D, dtype=self.model.dtype)
-        for batch in length_batches(lengths, BATCH_TOKENS):
-            states = encode(batch)
-            for r, i in enumerate(batch):
-                memory[offsets[i] : offsets[i + 1]] = states[r, : lengths[i]]
-        return memory

@@ -116,24 +116,32 @@ class SpanReader(nn.Module):
         """Encode rows (R, T), question and passage together, to memory (R, T, D)."""
         index = torch.arange(ids.shape[1], device=ids.device)[None]
         hidden = self.embed(ids, index >= question_lengths[:, None], question_lengths)
-        return self.bert(hidden, (index < lengths[:, None])[:, None])
+        return self.bert(hidden, unpadded(lengths, ids.shape[1]))
 
     def lower(self, ids: Tensor, lengths: Tensor, passage: bool = False) -> Tensor:
         """Run layers 1..k on questions or passages alone: ids (R, T) -> (R, T, D)."""
         index = torch.arange(ids.shape[1], device=ids.device)[None]
         offset = self.config.max_question_tokens if passage else 0
         hidden = self.bert.embed(ids, index + offset, torch.full_like(index, int(passage)))
-        return self.bert(hidden, (index < lengths[:, None])[:, None], 0, self.config.k)
+        return self.bert(hidden, unpadded(lengths, ids.shape[1]), 0, self.config.k)
 
     def join(self, hidden: Tensor, lengths: Tensor, normed: Tensor | None = None) -> Tensor:
         """Run layers k+1..n on rows (R, T, D), question before passage without a gap, to memory (R, T, D).
 
         normed is what `FiD.join` needs; here there is no other stream than hidden.
         """
-        index = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        return self.bert(hidden, (index < lengths[:, None])[:, None], self.config.k)
+        return self.bert(hidden, unpadded(lengths, hidden.shape[1]), self.config.k)
 
     def point(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits that each token of memory (..., D) starts and ends the answer: two (...), float32."""
         start, end = self.head(memory).float().unbind(-1)
         return start, end
+
+
+def unpadded(lengths: Tensor, T: int) -> Tensor | None:
+    """Return the mask (R, 1, T) of rows of these lengths (R,); None if no row is shorter: attention is faster then."""
+    return (
+        None
+        if bool((lengths == T).all())
+        else (torch.arange(T, device=lengths.device)[None] < lengths[:, None])[:, None]
+    )

@@ -7,16 +7,29 @@ Shapes: B questions or rows, T tokens, S answer tokens, M memory tokens, D model
 V vocabulary.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from btr.bias import PositionBias, mask_bias, memory_bias
 from btr.config import T5Config
+from btr.merge import Schedule, Tokens, merge
+
+Projected = list[tuple[Tensor, Tensor]]  # each layer's keys and values (B, H, M, d)
+
+
+def times(x: Tensor, y: Tensor) -> Tensor:
+    """Multiply; into x, which nothing else may hold, where no gradient needs it: new memory costs more than the sum."""
+    return x * y if torch.is_grad_enabled() else x.mul_(y)
+
+
+def added(x: Tensor, hidden: Tensor) -> Tensor:
+    """Add hidden to x; into x, as in `times`, where both are of one precision (under autocast the stream is wider)."""
+    return hidden + x if torch.is_grad_enabled() or x.dtype != hidden.dtype else x.add_(hidden)
 
 
 class RMSNorm(nn.Module):
@@ -32,9 +45,9 @@ class RMSNorm(nn.Module):
         return (hidden.float().pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.weight * (hidden.float() * (hidden.float().pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()).to(
-            self.weight.dtype
-        )
+        wide = hidden.float()
+        unit = wide * (wide.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
+        return times(unit.to(self.weight.dtype), self.weight)
 
 
 class FeedForward(nn.Module):
@@ -48,8 +61,8 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = F.relu(self.wi(x)) if self.gate is None else F.gelu(self.gate(x), approximate="tanh") * self.wi(x)
-        return self.wo(self.dropout(inner))
+        gate = None if self.gate is None else F.gelu(self.gate(x), approximate="tanh")
+        return self.wo(self.dropout(F.relu(self.wi(x)) if gate is None else times(gate, self.wi(x))))
 
 
 class Attention(nn.Module):
@@ -100,11 +113,18 @@ class EncoderLayer(nn.Module):
         self.ffn = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout_rate)
 
-    def forward(self, hidden: Tensor, bias: Tensor, normed: Tensor | None = None) -> Tensor:
-        """Run one layer on (B, T, D); `normed` replaces what the first norm would give (there the bits enter)."""
+    def attend(self, hidden: Tensor, bias: Tensor, normed: Tensor | None = None) -> Tensor:
+        """Run the first half; `normed` replaces what the first norm would give (there the bits enter)."""
         normed = self.attention_norm(hidden) if normed is None else normed
-        hidden = hidden + self.dropout(self.attention(normed, bias))
-        return hidden + self.dropout(self.ffn(self.ffn_norm(hidden)))
+        return added(self.dropout(self.attention(normed, bias)), hidden)
+
+    def feed(self, hidden: Tensor) -> Tensor:
+        """Run the second half."""
+        return added(self.dropout(self.ffn(self.ffn_norm(hidden))), hidden)
+
+    def forward(self, hidden: Tensor, bias: Tensor, normed: Tensor | None = None) -> Tensor:
+        """Run one layer on (B, T, D); `normed` as in `attend`."""
+        return self.feed(self.attend(hidden, bias, normed))
 
 
 class DecoderLayer(nn.Module):
@@ -128,40 +148,6 @@ class DecoderLayer(nn.Module):
         return hidden + self.dropout(self.ffn(self.ffn_norm(hidden)))
 
 
-class PositionBias(nn.Module):
-    """Relative position bias, one table per stack, shared by its layers (T5 §2.1)."""
-
-    def __init__(self, config: T5Config, bidirectional: bool) -> None:
-        super().__init__()
-        self.table = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
-        self.bidirectional = bidirectional
-        self.max_distance = config.relative_attention_max_distance
-
-    def bucket(self, distance: Tensor) -> Tensor:
-        """Map distance = key position - query position (int64) to a bucket: exact when near, logarithmic when far."""
-        count, first = self.table.num_embeddings, torch.zeros_like(distance)
-        if self.bidirectional:
-            count //= 2
-            first, distance = (distance > 0) * count, distance.abs()
-        else:
-            distance = (-distance).clamp(min=0)
-        exact = count // 2
-        steps = torch.log(distance.clamp(min=1).float() / exact) / math.log(self.max_distance / exact) * (count - exact)
-        far = (exact + steps.long()).clamp(max=count - 1)
-        return first + torch.where(distance < exact, distance, far)
-
-    def forward(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
-        """Return the bias (B|1, H, Tq, Tk) for int64 positions (B|1, Tq) and (B|1, Tk)."""
-        distance = key_positions[:, None, :] - query_positions[:, :, None]
-        return self.table(self.bucket(distance)).permute(0, 3, 1, 2)
-
-
-def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn a boolean mask, True where attention may look, (B, Tk) or (B, Tq, Tk), into an additive (B, 1, Tq|1, Tk)."""
-    mask = mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-
-
 class Encoder(nn.Module):
     """The encoder stack; runs any slice of its layers."""
 
@@ -173,10 +159,15 @@ class Encoder(nn.Module):
         self.norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
         self.dropout = nn.Dropout(config.dropout_rate)
 
-    def bias(self, positions: Tensor, mask: Tensor) -> Tensor:
-        """Return the additive attention bias (B, H, T, T) of positions (B|1, T) under mask (B, T) or (B, T, T)."""
+    def bias(self, positions: Tensor, mask: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Return the additive attention bias (B|1, H, T, T) of positions (B|1, T) under mask (B, T) or (B, T, T).
+
+        sizes (B, T) as in `mask_bias`. One bias serves all rows that need no other.
+        """
         bias = self.position_bias(positions, positions)
-        return bias + mask_bias(mask, bias.dtype)
+        if sizes is None and not torch.compiler.is_compiling() and mask.all():
+            return bias
+        return bias + mask_bias(mask, bias.dtype, sizes)
 
     def forward(
         self, hidden: Tensor, bias: Tensor, start: int = 0, stop: int | None = None, normed: Tensor | None = None
@@ -193,13 +184,31 @@ class Encoder(nn.Module):
         """Apply the final norm: hidden states become memory."""
         return self.dropout(self.norm(hidden))
 
+    def merging(self, tokens: Tokens, start: int, schedule: Schedule, normed: Tensor | None = None) -> Tokens:
+        """Run the layers from `start` on to memory, merging as the schedule has it; `normed` as in `forward`.
+
+        A layer merges between its attention, where passage tokens have seen the question, and its feed-forward, by the
+        states that this reads. Where nothing is merged, the memory is that of `forward` and `finish`.
+        """
+        bias = None
+        for layer, ratio in zip(self.layers[start:], schedule.encoder, strict=True):
+            if bias is None:
+                sizes = tokens.sizes if schedule.proportional and tokens.merged else None
+                bias = self.bias(tokens.positions, tokens.mask, sizes)
+            attended = replace(tokens, hidden=layer.attend(tokens.hidden, bias, normed))
+            normed, tokens = None, merge(attended, ratio, layer.ffn_norm.weight)
+            bias = bias if tokens is attended else None
+            tokens = replace(tokens, hidden=layer.feed(tokens.hidden))
+        return replace(tokens, hidden=self.finish(tokens.hidden))
+
 
 @dataclass(frozen=True)
 class Generation:
     """Greedy decoding of B answers.
 
     tokens: int64 (B, S), padded after the end of sequence; log_probability: float32 (B, S), 0 where padded;
-    attention: float32 (B, M), cross-attention averaged over layers, heads and the steps before the end, rows sum to 1.
+    attention: float32 (B, M), cross-attention averaged over layers, heads and the steps before the end, rows sum to 1;
+        what a merged token got is divided evenly among the tokens of the original memory in it.
     """
 
     tokens: Tensor
@@ -228,37 +237,36 @@ class Decoder(nn.Module):
             hidden = layer(hidden, bias, memory, memory_bias)
         return self.dropout(self.norm(hidden))
 
-    def project(self, memory: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Project memory (B, M, D) to each layer's cross-attention keys and values, once per question."""
-        pairs = (layer.cross.keys_values(memory) for layer in self.layers)
+    def project(self, memory: Tensor | Sequence[Tokens]) -> Projected:
+        """Project memory to each layer's cross-attention keys and values, once per question.
+
+        memory: (B, M, D), or what each layer looks at after merging (`merge.shrink`).
+        """
+        seen = [memory] * len(self.layers) if isinstance(memory, Tensor) else [level.hidden for level in memory]
+        pairs = (layer.cross.keys_values(states) for layer, states in zip(self.layers, seen, strict=True))
         return [(keys.contiguous(), values.contiguous()) for keys, values in pairs]
 
     def step(
-        self,
-        hidden: Tensor,
-        t: int,
-        cache: list[tuple[Tensor, Tensor]],
-        crossed: list[tuple[Tensor, Tensor]],
-        memory_bias: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Run position t on the embedded token (B, 1, D), and fill `cache` there.
+        self, hidden: Tensor, bias: Tensor, cache: Projected, crossed: Projected, memory_bias: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run position t on the embedded token (B, 1, D) under bias (1, H, 1, t+1), filling `cache` there.
 
-        Returns the output (B, 1, D) and the cross-attention (B, M), averaged over layers and heads.
+        Returns the output (B, 1, D) and the cross-attention (B, M), averaged over heads and summed over the layers that
+        share a memory bias, one for each of those.
         """
-        positions = torch.arange(t + 1, device=hidden.device)[None]
-        bias = self.position_bias(positions[:, t:], positions)
-        attention = hidden.new_zeros(memory_bias.shape[0], memory_bias.shape[-1], dtype=torch.float32)
-        for layer, (keys, values), (memory_keys, memory_values) in zip(self.layers, cache, crossed, strict=True):
+        t = bias.shape[-1] - 1
+        looked: dict[int, Tensor] = {}
+        layers = zip(self.layers, cache, crossed, memory_bias, strict=True)
+        for layer, (keys, values), (memory_keys, memory_values), seen in layers:
             x = layer.attention_norm(hidden)
             keys[:, :, t : t + 1], values[:, :, t : t + 1] = layer.attention.keys_values(x)
             hidden = hidden + layer.attention.attend(x, keys[:, :, : t + 1], values[:, :, : t + 1], bias)
-            mixed, weights = layer.cross.attend_weights(
-                layer.cross_norm(hidden), memory_keys, memory_values, memory_bias
-            )
+            mixed, weights = layer.cross.attend_weights(layer.cross_norm(hidden), memory_keys, memory_values, seen)
             hidden = hidden + mixed
             hidden = hidden + layer.ffn(layer.ffn_norm(hidden))
-            attention += weights.float().mean(1).squeeze(1)
-        return self.norm(hidden), attention / len(self.layers)
+            share = weights.float().mean(1).squeeze(1)
+            looked[id(seen)] = looked[id(seen)].add_(share) if id(seen) in looked else share
+        return self.norm(hidden), list(looked.values())
 
 
 class T5(nn.Module):
@@ -307,27 +315,40 @@ class T5(nn.Module):
         return self.answer_logits(labels, self.encode(ids, mask), mask)
 
     @torch.no_grad()
-    def greedy(self, memory_mask: Tensor, crossed: list[tuple[Tensor, Tensor]], max_new_tokens: int) -> Generation:
-        """Decode greedily from projected memory (`decoder.project`) under mask (B, M), max_new_tokens at most."""
-        B, config = memory_mask.shape[0], self.config
-        memory_bias = mask_bias(memory_mask, self.dtype)
-        shape = (B, config.num_heads, max_new_tokens, config.d_kv)
-        cache = [(memory_bias.new_empty(shape), memory_bias.new_empty(shape)) for _ in self.decoder.layers]
-        tokens = memory_mask.new_full((B, max_new_tokens), config.pad_token_id, dtype=torch.long)
-        scores = memory_mask.new_zeros((B, max_new_tokens), dtype=torch.float32)
-        attention = memory_mask.new_zeros(memory_mask.shape, dtype=torch.float32)
-        going = memory_mask.new_ones(B)
-        steps = memory_mask.new_zeros((B, 1), dtype=torch.float32)
-        token = memory_mask.new_full((B, 1), config.decoder_start_token_id, dtype=torch.long)
-        for t in range(max_new_tokens):
-            hidden, looked = self.decoder.step(self.embedding(token), t, cache, crossed, memory_bias)
+    def greedy(
+        self, memory: Tensor | Sequence[Tokens], crossed: Projected, max_new_tokens: int, proportional: bool = True
+    ) -> Generation:
+        """Decode greedily from projected memory (`decoder.project`), max_new_tokens at most.
+
+        memory: its mask (B, M), or what each layer looks at after merging (`merge.shrink`), whose keys get the log of
+        their sizes if proportional.
+        """
+        seen = [memory] * len(self.decoder.layers) if isinstance(memory, Tensor) else list(memory)
+        levels = {id(level): level for level in seen}
+        made = {key: memory_bias(level, self.dtype, proportional) for key, level in levels.items()}
+        biases = [made[id(level)] for level in seen]
+        B, S, config = len(biases[0]), max_new_tokens, self.config
+        positions = torch.arange(S, device=biases[0].device)[None]
+        bias = self.decoder.position_bias(positions, positions)
+        shape = (B, config.num_heads, S, config.d_kv)
+        cache = [(bias.new_empty(shape), bias.new_empty(shape)) for _ in self.decoder.layers]
+        tokens = positions.new_full((B, S), config.pad_token_id)
+        scores, steps = bias.new_zeros((B, S), dtype=torch.float32), bias.new_zeros((B, 1), dtype=torch.float32)
+        attention = [steps.new_zeros(B, one.shape[-1]) for one in made.values()]
+        token = positions.new_full((B, 1), config.decoder_start_token_id)
+        going, count = positions.new_ones(B, dtype=torch.bool), 0
+        while count < S and going.any():
+            t, count = count, count + 1
+            row, embedded = bias[:, :, t:count, :count], self.embedding(token)
+            hidden, looked = self.decoder.step(embedded, row, cache, crossed, biases)
             log_probability, best = self.logits(hidden)[:, 0].float().log_softmax(-1).max(-1)
             tokens[:, t] = torch.where(going, best, config.pad_token_id)
             scores[:, t] = log_probability * going
-            attention += looked * going[:, None]
+            for total, part in zip(attention, looked, strict=True):
+                total += part / len(cache) * going[:, None]
             steps += going[:, None]
             going = going & (best != config.eos_token_id)
-            token = tokens[:, t : t + 1]
-            if not going.any():
-                return Generation(tokens[:, : t + 1], scores[:, : t + 1], attention / steps)
-        return Generation(tokens, scores, attention / steps.clamp(min=1))
+            token = tokens[:, t:count]
+        pairs = zip(levels.values(), attention, strict=True)
+        shares = [level.spread(total) if isinstance(level, Tokens) else total for level, total in pairs]
+        return Generation(tokens[:, :count], scores[:, :count], sum(shares[1:], shares[0]) / steps.clamp(min=1))

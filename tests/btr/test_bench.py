@@ -42,11 +42,11 @@ def test_rows_and_their_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert bench.main([*arguments, "--dtype", "float32", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert list(figures["rows"]) == ["transformers", "full", "float", "binary"]
+    assert list(figures["rows"]) == ["transformers", "full", "float", "binary", "merged"]
     assert figures["new_tokens"] == 3 and figures["row_tokens"] == 17
     D = T5_SHAPES["tiny"].d_model
     sizes = {name: row["bytes_per_token"] for name, row in figures["rows"].items()}
-    assert sizes == {"transformers": 0, "full": 0, "float": 4 * D, "binary": D // 8 + 2}
+    assert sizes == {"transformers": 0, "full": 0, "float": 4 * D, "binary": D // 8 + 2, "merged": D // 8 + 2}
     binary = figures["rows"]["binary"]
     assert {"load", "expand", "encode", "project", "decode"} <= set(binary["phases"])
     assert sum(binary["phases"].values()) <= binary["most"] + 1e-3

@@ -22,7 +22,8 @@ from btr.config import MODES, Mode
 from btr.corpus import Passage
 from btr.errors import InputError
 from btr.fid import FiD
-from btr.reader import Reader, length_batches
+from btr.layout import length_batches
+from btr.reader import Reader
 from btr.storage import Encoded, Settings, Store, StoreWriter
 from btr.t5 import Decoder, RMSNorm
 
@@ -241,7 +242,7 @@ def test_batches_do_not_matter(
     alone = [reader.answer(question, passages, mode, 12) for question, passages in zip(QUESTIONS, given, strict=True)]
     assert len({answer.tokens for answer in alone}) > 1
     for budget in (1, 200, 1_000_000):
-        monkeypatch.setattr("btr.reader.BATCH_TOKENS", budget)
+        monkeypatch.setattr("btr.layout.BATCH_TOKENS", budget)
         for one, two in zip(alone, reader.answer_batch(QUESTIONS, given, mode, 12), strict=True):
             assert_same(one, two)
 
@@ -250,7 +251,7 @@ def test_batches_do_not_change_what_is_stored(
     reader: Reader, tiny_passages: list[Passage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = reader.encode_passages(tiny_passages)
-    monkeypatch.setattr("btr.reader.BATCH_TOKENS", 1)
+    monkeypatch.setattr("btr.layout.BATCH_TOKENS", 1)
     two = reader.encode_passages(tiny_passages)
     assert np.abs(one.scale.astype(float) / two.scale - 1).max() <= 2**-10  # one step of float16
     assert np.bitwise_count(one.packed ^ two.packed).sum() <= 1  # a number may lie on the mean, to the last digit

@@ -11,10 +11,11 @@ from torch import Tensor
 from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
+from btr.bias import PositionBias, mask_bias
 from btr.checkpoint import load_t5
 from btr.config import T5Config
 from btr.names import hf_name
-from btr.t5 import T5, PositionBias, mask_bias
+from btr.t5 import T5
 
 EOS, PAD = 1, 0
 LENGTHS = [150, 3, 77, 260]  # tokens a row; 260 is beyond the farthest distance that has a bucket of its own, 128
@@ -245,6 +246,20 @@ def test_positions_count_by_distance_alone(t5: T5) -> None:
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize(("buckets", "farthest"), [(32, 128), (32, 20), (16, 128), (64, 1000)])
+@torch.no_grad()
+def test_every_distance_finds_its_bucket(bidirectional: bool, buckets: int, farthest: int) -> None:
+    """However far it is, and in whatever order the positions come."""
+    config = T5Config(relative_attention_num_buckets=buckets, relative_attention_max_distance=farthest)
+    bias = PositionBias(config, bidirectional)
+    positions = torch.stack([torch.randperm(3000, generator=torch.Generator().manual_seed(r))[:60] for r in range(2)])
+    distance = positions[:, None, :] - positions[:, :, None]
+    found = bias(positions, positions)
+    assert torch.equal(found, bias.table(bias.bucket(distance)).permute(0, 3, 1, 2))
+    assert found.is_contiguous()  # attention reads it row by row
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize(("buckets", "farthest"), [(32, 128), (32, 20), (16, 128), (64, 1000)])
 def test_buckets_are_those_of_transformers(bidirectional: bool, buckets: int, farthest: int) -> None:
     config = T5Config(relative_attention_num_buckets=buckets, relative_attention_max_distance=farthest)
     distance = torch.arange(-1500, 1501)
@@ -267,6 +282,9 @@ def test_mask_hides_in_both_precisions() -> None:
         assert bias.shape == (1, 1, 1, 2) and bias.dtype is dtype
         assert (bias + torch.tensor([-1000.0, 1000.0]).to(dtype)).softmax(-1).tolist() == [[[[1.0, 0.0]]]]
         assert mask_bias(mask[:, None].expand(1, 3, 2), dtype).shape == (1, 1, 3, 2)
+        sized = mask_bias(mask, dtype, torch.tensor([[5, 5]]))
+        assert sized.dtype is dtype and torch.equal(sized[..., 0], torch.tensor(5.0).log().to(dtype).view(1, 1, 1))
+        assert torch.equal(sized[..., 1], bias[..., 1])
 
 
 def test_dropout_is_for_training_only() -> None:
@@ -277,3 +295,33 @@ def test_dropout_is_for_training_only() -> None:
     assert not torch.equal(first, second)
     first, second = (model.eval()(batch.ids, batch.mask, batch.labels) for _ in range(2))
     assert torch.equal(first, second)
+
+
+@torch.no_grad()
+def test_rows_without_padding_share_a_bias(t5: T5) -> None:
+    batch, positions = make_batch([40, 40, 40]), torch.arange(40)[None]
+    bias = t5.encoder.bias(positions, batch.mask)
+    assert bias.shape[0] == 1
+    whole = bias.expand(3, -1, -1, -1) + mask_bias(batch.mask, bias.dtype)
+    assert torch.equal(t5.encoder(t5.embed(batch.ids), bias), t5.encoder(t5.embed(batch.ids), whole))
+    assert t5.encoder.bias(positions, make_batch([40, 39]).mask).shape[0] == 2
+    assert t5.encoder.bias(positions, batch.mask, torch.full((3, 40), 2)).shape[0] == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_working_in_place_changes_no_argument_and_no_weight(t5: T5, dtype: torch.dtype) -> None:
+    model, x = copy.deepcopy(t5).to(dtype), torch.randn(2, 5, 64).to(dtype)
+    seen = torch.ones(2, 5, dtype=torch.bool)
+    bias = model.encoder.bias(torch.arange(5)[None], seen).detach()
+    layer, given = model.encoder.layers[0], (x, bias, *model.parameters())
+    before = [value.clone() for value in given]
+    for function in (layer.ffn_norm, layer.ffn):
+        learning = function(x)
+        with torch.no_grad():
+            assert torch.equal(function(x), learning)
+    with torch.no_grad():
+        model.encoder(x, bias)
+        model.decoder(x, x, seen)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x, bias).dtype is dtype  # the residual stream stays as wide as it came
+    assert all(torch.equal(*pair) for pair in zip(before, given, strict=True))

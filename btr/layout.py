@@ -1,0 +1,109 @@
+"""Lay tokens out in batches of rows, and rows' tokens end to end again.
+
+Shapes: N passages, R rows of a batch, T row tokens, Q question tokens, M tokens of all passages, D width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from btr.merge import MergedBits, Schedule, Tokens
+
+BATCH_TOKENS = 16384  # tokens of a batch in the encoder, padding counted
+
+
+def length_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Yield indices in batches of like length, longest first, each of one row or up to `budget` tokens with padding."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def pad(ids: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
+    """Pad token sequences to (R, T) with `value`; returns ids and lengths (R,)."""
+    rows = torch.full((len(ids), max(map(len, ids))), value)
+    for r, row in enumerate(ids):
+        rows[r, : len(row)] = torch.tensor(row)
+    return rows, torch.tensor([len(row) for row in ids])
+
+
+def in_batches(lengths: Sequence[int], encode: Callable[[list[int]], Tensor]) -> Tensor:
+    """Encode rows in batches of like length; lay their tokens end to end in the original order, without padding."""
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    memory: Tensor | None = None
+    for batch in length_batches(lengths, BATCH_TOKENS):
+        states = encode(batch)
+        if memory is None:
+            memory = states.new_empty(int(offsets[-1]), states.shape[2])
+        for r, i in enumerate(batch):
+            memory[offsets[i] : offsets[i + 1]] = states[r, : lengths[i]]
+    if memory is None:
+        raise ValueError("no rows to encode")
+    return memory
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """What layers 1..k made of a question and, apart from it, of its passages.
+
+    asked: the question's streams, (Q, D) each; read: the passages', (M, D) each, end to end; lengths (N,) of passages.
+    """
+
+    asked: Sequence[Tensor]
+    read: Sequence[Tensor]
+    lengths: Sequence[int]
+
+    @property
+    def rows(self) -> list[int]:
+        """Tokens of each row: question and passage."""
+        return [len(self.asked[0]) + n for n in self.lengths]
+
+    def batch(self, chosen: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """Lay out the streams of some rows: the question, its passage, zeros, (R, T, D) each; and the lengths (R,)."""
+        Q, lengths = len(self.asked[0]), [self.rows[i] for i in chosen]
+        ends = np.cumsum(self.lengths)
+        filled = []
+        for start, flat in zip(self.asked, self.read, strict=False):  # float states need no u: it is computed
+            rows = flat.new_zeros(len(chosen), max(lengths), flat.shape[1])
+            rows[:, :Q] = start
+            for r, i in enumerate(chosen):
+                rows[r, Q : lengths[r]] = flat[ends[i] - self.lengths[i] : ends[i]]
+            filled.append(rows)
+        return filled, torch.tensor(lengths)
+
+    def merged(self, bits: MergedBits) -> "Halves":
+        """Average the passages' tokens that were chosen by their bits."""
+        return Halves(self.asked, [bits.average(stream) for stream in self.read], bits.lengths)
+
+
+Merging = Callable[[Tokens, Schedule, Tensor | None], Tokens]
+
+
+@dataclass(frozen=True, eq=False)
+class MergedRows:
+    """The memory of a question, in batches of rows whose tokens may stand for several; numbers: which rows."""
+
+    parts: list[Tokens]
+    numbers: list[list[int]]
+    schedule: Schedule
+
+    @classmethod
+    def join(cls, halves: Halves, schedule: Schedule, bits: MergedBits | None, run: Merging) -> "MergedRows":
+        """Run the joint layers over all rows of a question, merging on the way."""
+        halves = halves if bits is None else halves.merged(bits)
+        parts, numbers = [], []
+        for batch in length_batches(halves.rows, BATCH_TOKENS):
+            filled, lengths = halves.batch(batch)
+            Q = len(halves.asked[0])
+            tokens = Tokens.of(filled[0], lengths, Q) if bits is None else bits.rows(filled[0], batch, Q)
+            parts.append(run(tokens, schedule, filled[1] if len(filled) > 1 else None))
+            numbers.append(batch)
+        return cls(parts, numbers, schedule)
