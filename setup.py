@@ -41,7 +41,7 @@ setup(
     license="Apache-2.0",
     packages=sorted(PACKAGES),
     package_dir=PACKAGES,
-    package_data={"btr": ["py.typed", "default_reader/*"], "btr.serve": ["*.html"]},
+    package_data={"btr": ["py.typed", "default_reader/*"], "btr.serve": ["*.html"], "btr.train": ["recipes/*.toml"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.9",
@@ -59,8 +59,10 @@ setup(
         "uvicorn>=0.30",
     ],
     extras_require={
+        "plots": ["matplotlib>=3.9"],
+        "gpus": ["accelerate>=1.0"],
         "test": ["pytest>=8", "hypothesis>=6.100", "httpx>=0.27", "setuptools>=77"],  # a test builds the wheel
-        "dev": ["ruff>=0.15", "mypy>=1.18", "matplotlib>=3.9"],
+        "dev": ["ruff>=0.15", "mypy>=1.18", "matplotlib>=3.9", "accelerate>=1.0"],
     },
     entry_points={"console_scripts": ["btr = btr.__main__:main"]},
 )

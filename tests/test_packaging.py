@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"btr": "btr", "btr/kernels": "kernels", "btr/storage": "storage", "btr/train": "train"}  # in the wheel: here
-SHIPPED = (re.compile(r".*\.py"), re.compile(r"btr/(py\.typed|default_reader/[^/]+|serve/[^/]+\.html)"))
+SHIPPED = (
+    re.compile(r".*\.py"),
+    re.compile(r"btr/(py\.typed|default_reader/[^/]+|serve/[^/]+\.html|train/recipes/[^/]+\.toml)"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,9 @@ def read_help(command: str, *words: str) -> str:
 def find_missing(command: str, words: list[str], flags: list[str]) -> list[str]:
     """Return the flags of one use that its help does not list."""
     text = read_help(command)
-    if words and any(words[0] in choices.split(",") for choices in re.findall(r"\{([a-z,-]+)\}", text)):
+    listed = [name for choices in re.findall(r"\{([a-z,-]+)\}", text) for name in choices.split(",")]
+    listed += re.findall(r"^ {4}([a-z-]+)", text, re.MULTILINE)  # commands one to a line
+    if words and words[0] in listed:
         text += read_help(command, words[0])
     return [flag for flag in flags if not re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", text)]
 
