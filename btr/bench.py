@@ -193,7 +193,7 @@ def contenders(reader: Reader, folder: Path, store: Store, encoded: Encoded, opt
 
     def ours(mode: Mode, merge: Schedule | None = None) -> tuple[Answer, float]:
         began = perf_counter()
-        given = {"full": passages, "float": states}.get(mode) or store.get(encoded.ids)
+        given = passages if mode == "full" else states if mode == "float" else store.get(encoded.ids)
         loaded = perf_counter() - began
         return reader.answer(question, given, mode, options.new_tokens, merge), loaded
 

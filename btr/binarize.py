@@ -9,25 +9,37 @@ The paper's variant is mean = 0, magnitude = 1; 'channel' learns both per channe
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 SMALLEST_WEIGHT = 1e-3  # a norm weight nearer to 0 than this is treated as this, with its sign, when dividing by it
 SMALLEST_MAGNITUDE = 1e-6
 
 
-def straight_through_sign(x: Tensor) -> Tensor:
-    """Return ±1, 0 counting as -1; the gradient is that of tanh(x) (BTR §3.1)."""
-    soft = torch.tanh(x)
+def straight_through_sign(x: Tensor, kind: Literal["tanh", "clipped"] = "tanh") -> Tensor:
+    """Return ±1, 0 counting as -1; the gradient is that of tanh(x) (BTR §3.1), or 1 where |x| < 1 and 0 elsewhere.
+
+    'clipped' is the estimator of binarized networks (Courbariaux et al. 2016, arXiv 1602.02830, §1.3).
+    """
+    soft = torch.tanh(x) if kind == "tanh" else F.hardtanh(x)
     return soft + (torch.where(x > 0, 1.0, -1.0).to(x.dtype) - soft).detach()
 
 
 class Binarizer(nn.Module):
-    """Signs of u and their values: mean (D,) and magnitude (D,), float32."""
+    """Signs of u and their values: mean (D,) and magnitude (D,), float32.
 
-    def __init__(self, width: int, calibration: Literal["channel", "paper"] = "channel") -> None:
+    straight_through chooses the gradient of the signs, and matters in training alone.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        calibration: Literal["channel", "paper"] = "channel",
+        straight_through: Literal["tanh", "clipped"] = "tanh",
+    ) -> None:
         super().__init__()
         trained = calibration == "channel"
-        self.calibration = calibration
+        self.calibration, self.straight_through = calibration, straight_through
         self.mean = nn.Parameter(torch.zeros(width), requires_grad=trained)
         self.magnitude = nn.Parameter(torch.ones(width), requires_grad=trained)
 
@@ -53,11 +65,11 @@ class Binarizer(nn.Module):
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return u_hat and b = ±1, both float32 (..., D), the bits being those of `signs`.
 
-        Gradients pass straight through tanh((u - mean) / |magnitude|).
+        Gradients pass straight through tanh((u - mean) / |magnitude|), or its clipped form.
         """
         # Training may carry a magnitude through 0: its sign belongs to u_hat then, and must not turn the bits round.
         width = self.magnitude.detach().abs().clamp(min=SMALLEST_MAGNITUDE)
-        b = straight_through_sign((u.float() - self.mean) / width)
+        b = straight_through_sign((u.float() - self.mean) / width, self.straight_through)
         return self.mean + self.magnitude * b, b
 
 

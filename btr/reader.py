@@ -309,12 +309,12 @@ class Reader:
                 [asked, self.model.normalised(asked)], self._expand(encoded), [int(n) for n in encoded.lengths]
             )
             bits = None
-            if merge is not None and merge.bits:
+            if merge is not None and merge.bits and encoded.packed is not None:
                 bits = merge_bits(encoded.packed, halves.lengths, merge.bits)
         with watch("encode"):
             memory = self._join(halves, merge, bits)
-        ids = np.split(encoded.token_ids, encoded.offsets[1:-1])
-        return memory, Memory(Q, tuple(halves.rows), tuple(titled(given)), tuple(ids))
+        tokens = np.split(encoded.token_ids, encoded.offsets[1:-1])
+        return memory, Memory(Q, tuple(halves.rows), tuple(titled(given)), tuple(tokens))
 
     def _join(self, halves: Halves, merge: Schedule | None, bits: MergedBits | None) -> Tensor | MergedRows:
         if merge is not None and isinstance(self.model, FiD):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"btr": "btr", "btr.kernels": "kernels", "btr.storage": "storage", "btr.train": "train"}
 MAX_LINES = 400
 
-MATHS = {f"btr.{name}" for name in ("config", "t5", "bert", "binarize", "fid", "span", "merge", "metrics")}
+MATHS = {f"btr.{name}" for name in ("config", "t5", "bias", "bert", "binarize", "fid", "span", "merge", "metrics")}
 COMMANDS = {f"btr.{name}" for name in ("__main__", "precompute", "serve", "store", "eval", "bench")}
 
 # module: (modules of ours, packages of others) that it and those below it may import, beside the standard library.
@@ -24,11 +24,14 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "btr.kernels": ({"btr.kernels"}, {"numpy", "numba"}),
     "btr.storage": ({"btr.storage"}, {"numpy", "lmdb"}),
     **{name: (MATHS | {"btr.errors"}, {"torch", "numpy"}) for name in MATHS},
-    "btr.binarize": (MATHS | {"btr.errors", "btr.kernels"}, {"torch", "numpy"}),
+    **{name: (MATHS | {"btr.errors", "btr.kernels"}, {"torch", "numpy"}) for name in ("btr.binarize", "btr.merge")},
 }
 # The reader knows the record that passages travel in (`Encoded`, where it is defined or used), and never a store.
 RECORD = {"btr.storage.encoded", "btr.storage.format"}
-TEXT = {f"btr.{name}" for name in ("answer", "checkpoint", "errors", "extractive", "generative", "kernels", "reader")}
+TEXT = {
+    f"btr.{name}"
+    for name in ("answer", "checkpoint", "errors", "extractive", "generative", "kernels", "layout", "reader")
+}
 READER_MAY = MATHS | RECORD | TEXT
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from btr.corpus import Question
 from btr.errors import InputError
+from btr.train.places import holds as holds
 
 SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
 
@@ -61,27 +62,36 @@ class Asked:
     others: tuple[tuple[str, str], ...]
 
 
-def from_questions(questions: Iterable[Question]) -> list[Asked]:
-    """Keep the questions that have a gold passage: one marked so, or else one that holds an answer."""
+def from_questions(questions: Iterable[Question], answerable: bool = True) -> list[Asked]:
+    """Take the questions that have a gold passage: one marked so, or else one that holds an answer.
+
+    Those without are left out if they are to be `answerable`; else they are taken with whatever passages they have,
+    none of which is gold, and so are questions to which no answer is known.
+    """
     kept = []
     for question in questions:
         answers = tuple(a for a in question.answers if a.strip())
         marked = question.gold if any(question.gold) else [holds(p.text, answers) for p in question.passages]
-        gold = tuple((p.title, p.text) for p, good in zip(question.passages, marked, strict=True) if good)
-        others = tuple((p.title, p.text) for p, good in zip(question.passages, marked, strict=True) if not good)
-        if gold and answers:
+        pairs = [((p.title, p.text), good and bool(answers)) for p, good in zip(question.passages, marked, strict=True)]
+        gold = tuple(passage for passage, good in pairs if good)
+        if gold or (pairs and not answerable):
+            others = tuple(passage for passage, good in pairs if not good)
             kept.append(Asked(question.question, answers, gold, others))
     return kept
 
 
-def holds(text: str, answers: Iterable[str]) -> bool:
-    """Tell whether a text holds one of the answers, ignoring case."""
-    return any(answer.lower() in text.lower() for answer in answers)
+def crop(text: str, answers: Sequence[str], words: int, rng: random.Random) -> str:
+    """Crop a text of more than 1.15 * `words` words to whole sentences, around one that holds an answer if any does."""
+    if len(text.split()) <= 1.15 * words:
+        return text
+    sentences = SENTENCE.split(text)
+    holding = [i for i, sentence in enumerate(sentences) if holds(sentence, answers)]
+    return window(text, rng.choice(holding or range(len(sentences))), words, rng)
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Examples from questions with passages; those longer than 1.15 * `words` words are cropped to whole sentences."""
+    """Examples from questions with gold passages; passages longer than 1.15 * `words` words are cropped."""
 
     questions: Sequence[Asked]
     passages_per_question: int
@@ -94,16 +104,10 @@ class FileSource:
         answer = rng.choice([a for a in asked.answers if holds(text, [a])] or asked.answers)
         nearest = asked.others[: 2 * self.passages_per_question]
         others = rng.sample(nearest, min(len(nearest), self.passages_per_question - 1))
-        gold = (title, self.crop(text, answer, rng))
-        return Example(asked.question, answer, (gold, *((title, self.crop(text, "", rng)) for title, text in others)))
-
-    def crop(self, text: str, answer: str, rng: random.Random) -> str:
-        """Keep the sentences around one that holds the answer."""
-        if len(text.split()) <= 1.15 * self.words:
-            return text
-        sentences = SENTENCE.split(text)
-        holding = [i for i, sentence in enumerate(sentences) if holds(sentence, [answer])]
-        return window(text, rng.choice(holding or range(len(sentences))), self.words, rng)
+        gold = (title, crop(text, [answer], self.words, rng))
+        return Example(
+            asked.question, answer, (gold, *((title, crop(text, [], self.words, rng)) for title, text in others))
+        )
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,10 @@ class Batch:
     lengths: Tensor
     question_lengths: Tensor
     labels: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return ids, lengths, question_lengths, labels."""
+        return self.ids, self.lengths, self.question_lengths, self.labels
 
 
 def passage_text(title: str, text: str) -> str:

@@ -1,111 +1,92 @@
-"""One training loop: knows a Stage, never a stage number.
+"""One training loop: knows a Stage, never a stage number, and neither family of readers.
 
 Steps are a function of (seed, step), the optimiser's state and the weights; all of it is in the checkpoint, which is
 written whole and then renamed, so that a killed run goes on where it was and sees the same losses.
 """
 
-import json
 import math
-import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from btr.checkpoint import save_reader
 from btr.config import Mode
 from btr.errors import InputError
 from btr.fid import FiD
-from btr.train.data import Batch
-from btr.train.losses import distillation_loss, question_attention, recovery_loss, task_loss, top_tokens
+from btr.span import SpanReader
+from btr.train.dev import Dev, better, describe
+from btr.train.folder import CURE, RunFolder
+from btr.train.objectives import build_objective
+from btr.train.pieces import split, weigh
+from btr.train.processes import Alone
+from btr.train.schedule import Schedule, build_optimisers
 from btr.train.stages import Stage
 
-FREE = {"save_every"}  # settings that a resumed run may change: its losses do not depend on them
+REPORT = 20  # steps between lines of progress
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast. learning_rate is the peak: linear warm-up, then linear decay to floor * peak at `steps`.
+class Tensors(Protocol):
+    """A batch of either family."""
 
-    matrices: 'muon' (orthogonalised updates for hidden matrices, torch.optim.Muon) or 'adamw' for everything.
-    top_ratio: share of passage tokens distilled. save_every in seconds.
-    """
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the batch as tensors; each has a multiple of the batch's questions as its first dimension."""
 
-    steps: int
-    learning_rate: float = 1e-3
-    warmup: int = 200
-    weight_decay: float = 0.01
-    matrices: str = "muon"
-    top_ratio: float = 0.5
-    clip: float = 1.0
-    seed: int = 0
-    save_every: float = 300.0
-    floor: float = 0.0
 
-    def rate(self, step: int) -> float:
-        """Return the factor on the learning rate at a step (0-based)."""
-        decay = (self.steps - step) / max(self.steps - self.warmup, 1)
-        return min((step + 1) / max(self.warmup, 1), self.floor + (1 - self.floor) * decay)
+Draw = Callable[[int], Tensors]
 
 
 class Trainer:
-    """The state of a run: student, training-only projection, optimisers, step."""
+    """The state of a run: student, training-only projection, optimisers, step, best figures.
+
+    A step's batch is read in `accumulate` pieces in each of the processes; the loss is that of the whole batch.
+    settings: whatever else the losses depend on; a checkpoint made with others is refused.
+    """
 
     def __init__(
-        self, student: FiD, stage: Stage, schedule: Schedule, teacher: FiD | None, out: Path, compiled: bool
+        self,
+        student: FiD | SpanReader,
+        stage: Stage,
+        schedule: Schedule,
+        teacher: FiD | SpanReader | None,
+        out: Path,
+        *,
+        accumulate: int = 1,
+        compiled: bool = False,
+        processes: Alone | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        if stage.distillation and teacher is None:
+        if stage.taught and teacher is None:
             raise ValueError(f"stage {stage.name!r} distils and has no teacher; pass --teacher FOLDER")
-        self.student, self.stage, self.schedule, self.teacher, self.out = student.train(), stage, schedule, teacher, out
-        width = student.t5.config.d_model
-        self.projection = nn.Linear(width, width) if stage.recovery else None
-        if self.projection is not None:
-            nn.init.eye_(self.projection.weight)
-            nn.init.zeros_(self.projection.bias)
-        self.optimisers = self.build_optimisers()
+        self.processes = processes or Alone()
+        device = self.processes.device
+        self.student, self.stage, self.schedule = student.to(device).train(), stage, schedule
+        self.teacher = teacher.to(device).eval() if teacher else None
+        self.folder, self.accumulate, self.more = RunFolder(out), accumulate, dict(settings or {})
+        self.objective = build_objective(student, stage)
+        if self.objective.projection is not None:
+            self.objective.projection.to(device)
+        self.optimisers = build_optimisers(self.named_parameters(), schedule)
         self.step = 0
+        self.best: dict[str, Any] | None = None
         self.loss = torch.compile(self.losses, dynamic=False) if compiled else self.losses
 
-    def build_optimisers(self) -> list[torch.optim.Optimizer]:
-        """Give hidden matrices to Muon (if chosen), everything else to AdamW."""
-        schedule = self.schedule
-        parameters = [
-            *self.student.named_parameters(),
-            *(self.projection.named_parameters("projection") if self.projection else ()),
-        ]
-        trained = [(name, p) for name, p in parameters if p.requires_grad]
-        hidden = [p for name, p in trained if schedule.matrices == "muon" and is_hidden(name, p)]
-        chosen = {id(p) for p in hidden}
-        rest = [p for _, p in trained if id(p) not in chosen]
-        rate, decay = schedule.learning_rate, schedule.weight_decay
-        adamw = torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=decay)
-        if not hidden:
-            return [adamw]
-        return [adamw, torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")]
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters of the student and of what is for training only."""
+        yield from self.student.named_parameters()
+        if self.objective.projection is not None:
+            yield from self.objective.projection.named_parameters("projection")
 
-    def losses(self, batch: tuple[Tensor, Tensor, Tensor, Tensor], mode: Mode) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the task, distillation and recovery losses of one batch, the latter two 0 where the stage has none."""
-        ids, lengths, question_lengths, labels = batch
-        rows = self.student.rows(ids, lengths, question_lengths, mode)
-        task = task_loss(self.student.answer_logits(rows.memory, lengths, labels), labels)
-        passage = passage_tokens(ids, lengths, question_lengths)
-        distilled, recovered = task.new_zeros(()), task.new_zeros(())
-        if self.stage.distillation and self.teacher is not None:
-            with torch.no_grad():
-                taught = self.teacher.rows(ids, lengths, question_lengths, "full")
-                looked = question_attention(self.teacher, taught.joined, lengths, question_lengths)
-                chosen = top_tokens(looked, passage, self.schedule.top_ratio)
-            distilled = distillation_loss(rows.memory, taught.memory, chosen)
-            distilled = distilled + distillation_loss(rows.apart, taught.apart, chosen)
-        if self.projection is not None and rows.signs is not None:
-            recovered = recovery_loss(rows.signs, rows.apart, passage, self.projection)
-        return task, distilled, recovered
+    def losses(self, inputs: tuple[Tensor, ...], mode: Mode) -> dict[str, Tensor]:
+        """Return the named losses of a piece of a batch, unweighted."""
+        return self.objective(self.student, self.teacher, inputs, mode)
 
-    def train_step(self, batch: Batch, mode: Mode) -> dict[str, float]:
+    def train_step(self, batch: Tensors, mode: Mode) -> dict[str, float]:
         """Take one step; returns the losses and the gradient's norm.
 
         Raises:
@@ -114,152 +95,146 @@ class Trainer:
         rate = self.schedule.learning_rate * self.schedule.rate(self.step)
         for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
             group["lr"] = rate
-        torch.manual_seed(self.schedule.seed * 1_000_003 + self.step)  # dropout too is a function of (seed, step)
-        with torch.autocast("cpu", torch.bfloat16):
-            inputs = (batch.ids, batch.lengths, batch.question_lengths, batch.labels)
-            task, distilled, recovered = self.loss(inputs, mode)
-        total = task + self.stage.distillation * distilled + self.stage.recovery * recovered
-        self.refuse_infinite("loss", total)
-        total.backward()
-        norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.schedule.clip)
+        losses = self.gradients(batch, mode)
+        self.refuse_infinite("loss", sum(losses.values()))
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.schedule.clip).item()
         self.refuse_infinite("gradient's norm", norm)
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad()
         self.step += 1
-        values = {"task": task, "distillation": distilled, "recovery": recovered, "gradient": norm}
-        return {name: value.item() for name, value in values.items()}
+        return losses | {"gradient": norm}
 
-    def refuse_infinite(self, name: str, value: Tensor) -> None:
-        """Raise FloatingPointError if a scalar is infinite or not a number."""
-        if not math.isfinite(value.item()):
-            raise FloatingPointError(f"the {name} is {value.item()} at step {self.step}; lower --learning-rate")
+    def gradients(self, batch: Tensors, mode: Mode) -> dict[str, float]:
+        """Fill the gradients of the whole batch's loss, piece by piece; returns its losses."""
+        processes = self.processes
+        pieces = split(batch.tensors(), self.accumulate * processes.count)
+        # dropout too is a function of (seed, step)
+        torch.manual_seed((self.schedule.seed * 1_000_003 + self.step) * processes.count + processes.index)
+        total: dict[str, Tensor] = {}
+        for piece, share in list(zip(pieces, weigh(pieces), strict=True))[processes.index :: processes.count]:
+            with torch.autocast(processes.device.type, torch.bfloat16):
+                losses = self.loss(tuple(tensor.to(processes.device) for tensor in piece), mode)
+            shared = {name: loss * share[name] for name, loss in losses.items()}
+            whole = torch.stack([self.stage.weights[name] * loss for name, loss in shared.items()]).sum()
+            if whole.requires_grad:  # in some modes a stage may have nothing to learn
+                whole.backward()
+            total = {name: total.get(name, 0) + loss.detach() for name, loss in shared.items()}
+        processes.sum_gradients(parameter for _, parameter in self.named_parameters())
+        values = processes.sum(torch.stack([loss.float() for loss in total.values()])).tolist()
+        return dict(zip(total, values, strict=True))
+
+    def refuse_infinite(self, name: str, value: float) -> None:
+        """Raise FloatingPointError if a number is infinite or none."""
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the {name} is {value} at step {self.step}; lower --learning-rate")
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Batch]) -> None:
+    def calibrate(self, batches: Iterable[Tensors]) -> None:
         """Set the binarizer from the passages of some batches."""
         self.student.eval()
         found = []
         for batch in batches:
-            inputs = (batch.ids, batch.lengths, batch.question_lengths)
-            rows = self.student.rows(*inputs, "float")
-            found.append(self.student.join_norm(rows.joined)[passage_tokens(*inputs)])
+            ids, lengths, asked = (tensor.to(self.processes.device) for tensor in batch.tensors()[:3])
+            rows = self.student.rows(ids, lengths, asked, "float")
+            positions = torch.arange(ids.shape[1], device=ids.device)[None]
+            passage = (positions >= asked[:, None]) & (positions < lengths[:, None])
+            found.append(self.student.normalised(rows.joined)[passage])
         self.student.binarizer.calibrate(torch.cat(found))
         self.student.train()
 
+    def settings(self) -> dict[str, Any]:
+        """Return all that the losses of a step depend on, beside the weights."""
+        stage = self.stage
+        switches = {name: getattr(stage, name) for name in ("distill", "top_ratio", "straight_through")}
+        return {
+            "stage": stage.name, "modes": shares(stage.modes), "losses": shares(stage.weights.items()), **switches,
+            **asdict(self.schedule), "accumulate": self.accumulate, "processes": self.processes.count, **self.more,
+        }  # fmt: skip
+
     def save(self) -> None:
-        """Write checkpoint.pt whole, then rename it into place."""
-        state = {
-            "stage": self.stage.name,
-            "step": self.step,
-            "schedule": asdict(self.schedule),
-            "student": self.student.state_dict(),
-            "projection": self.projection.state_dict() if self.projection else None,
-            "optimisers": [o.state_dict() for o in self.optimisers],
-        }
-        temporary = self.out / "checkpoint.pt.tmp"
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.out / "checkpoint.pt")
+        """Write the checkpoint."""
+        projection = self.objective.projection
+        self.folder.save(
+            {
+                "settings": self.settings(), "step": self.step, "best": self.best,
+                "student": self.student.state_dict(),
+                "projection": projection.state_dict() if projection is not None else None,
+                "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            }
+        )  # fmt: skip
 
     def resume(self) -> bool:
-        """Load checkpoint.pt if there is one.
+        """Go on from the checkpoint if there is one.
 
         Raises:
-            InputError: it is damaged, or belongs to another stage, schedule or shape.
+            InputError: it is damaged, or belongs to other settings or another shape.
         """
-        path = self.out / "checkpoint.pt"
-        if not path.exists():
+        state = self.folder.load(self.settings())
+        if state is None:
             return False
         try:
-            state = torch.load(path, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise InputError(
-                f"{path}: damaged ({str(error).splitlines()[0]}); start afresh with --no-resume"
-            ) from error
-        self.refuse_other(path, state)
-        try:
-            self.restore(state)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(
-                f"{path} was made with a reader of another shape; use the same settings, or --no-resume"
-            ) from error
+            self.student.load_state_dict(state["student"])
+            if self.objective.projection is not None:
+                self.objective.projection.load_state_dict(state["projection"])
+            for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise InputError(f"{self.folder.checkpoint} was made with a reader of another shape; {CURE}") from error
+        self.step, self.best = state["step"], state["best"]
         return True
 
-    def refuse_other(self, path: Path, state: dict[str, Any]) -> None:
-        """Raise InputError, naming both values, if a checkpoint is of another stage or schedule."""
-        here = {"stage": self.stage.name, **asdict(self.schedule)}
-        there = {"stage": state["stage"], **state["schedule"]}
-        other = [name for name in here if name not in FREE and here[name] != there.get(name)]
-        if other:
-            made, wanted = (", ".join(f"{name} {values.get(name)}" for name in other) for values in (there, here))
-            raise InputError(
-                f"{path} was made with {made}, this run has {wanted}; use the same settings, or --no-resume"
-            )
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over the weights, the optimisers' state and the step of a checkpoint."""
-        self.student.load_state_dict(state["student"])
-        if self.projection is not None:
-            self.projection.load_state_dict(state["projection"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        self.step = state["step"]
-
-    def run(self, draw: Callable[[int], Batch], log: Callable[[str], None]) -> None:
+    def run(self, draw: Draw, log: Callable[[str], None], dev: Dev | None = None, save_every: float = 300.0) -> None:
         """Train to the schedule's end, appending to metrics.jsonl, saving every `save_every` seconds and at the end.
 
-        Lines of steps that are to be taken again go first, so that metrics.jsonl holds every step once.
+        Lines of steps that are to be taken again go first, so that metrics.jsonl holds every step once. Of several
+        processes the first one measures and writes, and the others wait.
         """
-        keep_steps(self.out / "metrics.jsonl", self.step)
+        writing = self.processes.index == 0
+        if writing:
+            self.folder.keep_steps(self.step)
+            self.folder.metrics.touch()
         began, first, saved = time.monotonic(), self.step, time.monotonic()
-        # line by line, so that a killed run leaves the lines of all the steps that its checkpoint holds
-        with (self.out / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) as metrics:
-            for batch, mode in self.prepared(draw):
-                values = self.train_step(batch, mode)
-                metrics.write(json.dumps({"step": self.step, "mode": mode} | values) + "\n")
-                if self.step % 20 == 0 or self.step == self.schedule.steps:
-                    log(self.describe(values, (time.monotonic() - began) / (self.step - first)))
-                if time.monotonic() - saved > self.schedule.save_every:
-                    self.save()
-                    saved = time.monotonic()
-        self.save()
+        for batch, mode in self.prepared(draw):
+            line: dict[str, Any] = {"step": self.step + 1, "mode": mode} | self.train_step(batch, mode)
+            seconds = (time.monotonic() - began) / (self.step - first)
+            if writing and (self.step % REPORT == 0 or self.step == self.schedule.steps):
+                log(self.describe(line, seconds))
+            if dev is not None and dev.due(self.step, self.schedule.steps):
+                line |= {"dev": self.measure(dev, log)} if writing else {}
+                self.processes.wait()
+            if writing:
+                self.folder.add_line(line)
+            if writing and time.monotonic() - saved > save_every:
+                self.save()
+                saved = time.monotonic()
+        if writing:
+            self.save()
+        self.processes.wait()
 
-    def prepared(self, draw: Callable[[int], Batch]) -> Iterator[tuple[Batch, Mode]]:
+    def measure(self, dev: Dev, log: Callable[[str], None]) -> dict[str, Any]:
+        """Answer the dev questions in the stage's first mode; keep the reader if it is the best so far."""
+        found = dev.measure(self.student, self.stage.modes[0][0])
+        kept = self.best if self.best is not None and self.best["of"] == dev.settings() else None
+        if improved := better(found, kept):
+            self.folder.keep_best(lambda path: save_reader(self.student, dev.tokenizer, path), self.step)
+            self.best = {**found, "step": self.step, "of": dev.settings()}
+        improved_by = ", the best so far" if improved else ""
+        log(f"step {self.step}/{self.schedule.steps}  {describe(found)}{improved_by}")
+        return found
+
+    def prepared(self, draw: Draw) -> Iterator[tuple[Tensors, Mode]]:
         """Yield the batches and modes of the remaining steps; both depend on (seed, step) alone."""
         for step in range(self.step, self.schedule.steps):
             yield draw(step), self.stage.mode(random.Random(f"mode/{self.schedule.seed}/{step}").random())
 
-    def describe(self, values: dict[str, float], seconds: float) -> str:
+    def describe(self, line: Mapping[str, Any], seconds: float) -> str:
         """Say how far the run is, at so many seconds a step."""
         left = seconds * (self.schedule.steps - self.step) / 60
-        losses = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in line.items() if name not in ("step", "mode"))
         return f"step {self.step}/{self.schedule.steps}  {losses}  {seconds:.2f} s/step  {left:.0f} min left"
 
 
-def is_hidden(name: str, parameter: Tensor) -> bool:
-    """Tell whether a parameter is a matrix between hidden states: neither embedding, head nor table of positions."""
-    return parameter.dim() == 2 and not any(part in name for part in ("embedding", "table", "head"))
-
-
-def passage_tokens(ids: Tensor, lengths: Tensor, question_lengths: Tensor) -> Tensor:
-    """Return which tokens of rows ids (R, T) belong to the passage, end of sequence included: bool (R, T)."""
-    positions = torch.arange(ids.shape[1])[None]
-    return (positions >= question_lengths[:, None]) & (positions < lengths[:, None])
-
-
-def keep_steps(path: Path, last: int) -> None:
-    """Leave in metrics.jsonl one whole line for each step up to `last`, the latest written."""
-    if not path.exists():
-        return
-    lines: dict[int, str] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines[json.loads(line)["step"]] = line
-        except ValueError:
-            continue  # torn by a kill
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(lines[step] + "\n" for step in sorted(lines) if step <= last), encoding="utf-8")
-    temporary.replace(path)
+def shares(named: Iterable[tuple[str, float]]) -> str:
+    """Write numbers by name as the command line takes them: binary=3,full=1."""
+    return ",".join(f"{name}={value:g}" for name, value in named)

@@ -1,10 +1,26 @@
-"""The losses of the three stages (BTR §3.1, §3.4, arXiv 2310.01329). Each returns a scalar, every weight is 1."""
+"""The losses of the stages (BTR §3.1, §3.4, arXiv 2310.01329), and ours beside them. Each returns a scalar.
+
+Shapes: B questions, N passages each, R = B * N rows, T row tokens, S answer tokens, V vocabulary, D width, K targets.
+"""
+
+import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from btr.fid import FiD
+NEVER = -1e4  # logit of a token that may not be pointed at: probability 0 in float32, and differences stay finite
+
+
+def passage_tokens(ids: Tensor, lengths: Tensor, question_lengths: Tensor) -> Tensor:
+    """Return which tokens of rows ids (R, T) belong to the passage, end of sequence included: bool (R, T)."""
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    return (positions >= question_lengths[:, None]) & (positions < lengths[:, None])
+
+
+def mean_over(values: Tensor, chosen: Tensor) -> Tensor:
+    """Return the mean of values over the chosen tokens, bool of their shape; 0 if none is chosen."""
+    return (values * chosen).sum() / chosen.sum().clamp(min=1)
 
 
 def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -12,24 +28,40 @@ def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
 
 
-def question_attention(model: FiD, joined: Tensor, lengths: Tensor, question_lengths: Tensor) -> Tensor:
-    """Return how much the question's tokens look at each token in layers k+1..n: float32 (R, T).
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return KL(teacher || student) of log-probabilities (..., V), in nats: (...)."""
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
 
-    The mean over layers, heads and question tokens. joined (R, T, D) is the residual stream that enters layer k+1.
+
+def answers_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """Divergence of the student's answer tokens from the teacher's: logits (B, S, V), mean over answer tokens."""
+    found = divergence(student.float().log_softmax(-1), teacher.float().log_softmax(-1))
+    return mean_over(found, labels != -100)
+
+
+def cross_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """Divergence of the student's attention over the memory (B, S, N * T) from the teacher's; mean over answer tokens.
+
+    Attention below 1e-9 counts as 1e-9, so that a weight that vanished in the student costs something finite.
     """
-    encoder = model.t5.encoder
-    upper = encoder.layers[model.config.k :]
-    positions = torch.arange(joined.shape[1], device=joined.device)[None]
-    bias = encoder.bias(positions, positions < lengths[:, None])
-    asking = (positions < question_lengths[:, None]).float()
-    total = torch.zeros(joined.shape[:2], device=joined.device)
-    hidden = joined
-    for layer in upper:
-        x = layer.attention_norm(hidden)
-        _, weights = layer.attention.attend_weights(x, *layer.attention.keys_values(x), bias)
-        total += torch.einsum("rhqt,rq->rt", weights.float(), asking)
-        hidden = layer(hidden, bias)
-    return total / (asking.sum(1, keepdim=True).clamp(min=1) * len(upper) * model.t5.config.num_heads)
+    found = divergence(student.clamp(min=1e-9).log(), teacher.clamp(min=1e-9).log())
+    return mean_over(found, labels != -100)
+
+
+def pointing(logits: Tensor, pointable: Tensor, questions: int) -> Tensor:
+    """Normalise logits (R, T) over all tokens of a question that may be pointed at: log-probabilities (B, N * T)."""
+    return logits.float().masked_fill(~pointable, NEVER).view(questions, -1).log_softmax(-1)
+
+
+def span_loss(start: Tensor, end: Tensor, targets: Tensor) -> Tensor:
+    """Return -log of the probability of all targets together, sum of p_start * p_end; mean over questions.
+
+    start, end: log-probabilities (B, N * T). targets (B, K, 2), first and last token, -1 where there are fewer than K;
+    each question has one at least. (Clark & Gardner 2018, arXiv 1710.10723, §3.3.)
+    """
+    first, last = targets.clamp(min=0).unbind(-1)
+    found = start.gather(1, first) + end.gather(1, last)
+    return -found.masked_fill(targets[..., 0] < 0, -math.inf).logsumexp(1).mean()
 
 
 def top_tokens(scores: Tensor, candidates: Tensor, ratio: float) -> Tensor:
@@ -56,7 +88,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, chosen: Tensor) -> Tenso
     return error / ((teacher.float().pow(2) * weights).sum() / count).clamp(min=1e-6)
 
 
-def recovery_loss(signs: Tensor, apart: Tensor, passage: Tensor, projection: torch.nn.Linear) -> Tensor:
+def recovery_loss(signs: Tensor, apart: Tensor, passage: Tensor, projection: nn.Module) -> Tensor:
     """Mean over passage tokens and dimensions of (x - (W b + c))²: can the state be rebuilt from its bits? (BTR §3.1)
 
     signs ±1 (R, T, D), apart (R, T, D) the residual stream before the signs, passage bool (R, T); x is the stream
@@ -65,4 +97,16 @@ def recovery_loss(signs: Tensor, apart: Tensor, passage: Tensor, projection: tor
     states = apart.float()
     unit = states * (states.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()
     error = (unit - projection(signs)).float().pow(2).mean(-1)
-    return (error * passage).sum() / passage.sum().clamp(min=1)
+    return mean_over(error, passage)
+
+
+def rate_loss(signs: Tensor, embedded: Tensor, passage: Tensor, predictor: nn.Module) -> Tensor:
+    """Return the cross-entropy of the signs given the token, in bits per bit; mean over passage tokens and dimensions.
+
+    What an entropy coder that knows the token ids would pay, were the probability of a bit a logistic function of the
+    token's embedding. signs ±1 (R, T, D) pass the gradient on; embedded (R, T, D) are the tokens', which it does not
+    reach; passage bool (R, T); predictor maps an embedding of variance 1 to the D logits of +1.
+    """
+    logits = predictor(F.layer_norm(embedded.detach().float(), embedded.shape[-1:])).float()
+    nats = F.binary_cross_entropy_with_logits(logits, (signs.float() + 1) / 2, reduction="none")
+    return mean_over(nats.mean(-1), passage) / math.log(2)

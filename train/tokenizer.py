@@ -29,7 +29,7 @@ def train_tokenizer(passages: Iterable[Passage], size: int, path: Path) -> Token
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=["<pad>", "</s>", "<unk>"],
+        special_tokens=["<pad>", "</s>", "<unk>", *(f"<extra_id_{n}>" for n in range(100))],
         show_progress=False,
         initial_alphabet=ALPHABET,
         limit_alphabet=600,

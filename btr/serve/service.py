@@ -257,7 +257,7 @@ def _source(chosen: Chosen, mode: Mode) -> Encoded | Sequence[Passage]:
 
 def _quoted(chosen: Chosen, answer: Answer) -> Citation | None:
     span = answer.span
-    return span and Citation(id=chosen.passages[span.passage].id, start=span.start, end=span.end)
+    return None if span is None else Citation(id=chosen.passages[span.passage].id, start=span.start, end=span.end)
 
 
 def _cite(chosen: Chosen, answer: Answer) -> list[CitedPassage]:

@@ -27,6 +27,7 @@ def test_signs_are_exactly_one(spread: float) -> None:
     x = spread * normal(100_000)
     signs = straight_through_sign(x)
     assert signs.abs().eq(1).all() and torch.equal(signs > 0, x > 0)
+    assert torch.equal(straight_through_sign(x, "clipped"), signs)
 
 
 def test_gradient_of_the_sign_is_that_of_tanh() -> None:
@@ -34,6 +35,29 @@ def test_gradient_of_the_sign_is_that_of_tanh() -> None:
     straight_through_sign(x).backward(torch.arange(1.0, 102.0))
     expected = torch.arange(1.0, 102.0) / torch.cosh(x.detach()) ** 2
     assert torch.allclose(x.grad, expected, rtol=0, atol=101 * 2**-22)  # 1 - tanh² of float32 is exact to some 2^-23
+
+
+def test_clipped_gradient_is_one_near_zero_and_none_beyond() -> None:
+    x = torch.tensor([-30.0, -1.5, -0.99, -1e-9, 0.0, 0.5, 0.99, 1.01, 7.0], requires_grad=True)
+    straight_through_sign(x, "clipped").backward(torch.arange(1.0, 10.0))
+    assert x.grad.tolist() == [0, 0, 3, 4, 5, 6, 7, 0, 0]
+
+
+def test_binarizer_passes_on_the_gradient_that_was_chosen() -> None:
+    u = normal(200, D).requires_grad_()
+    for kind in ("tanh", "clipped"):
+        binarizer, other = Binarizer(D, straight_through=kind), Binarizer(D)
+        for one in (binarizer, other):
+            one.calibrate(u.detach())
+        (found,) = torch.autograd.grad(binarizer(u)[1].sum(), u)
+        assert torch.equal(binarizer(u)[0], other(u)[0])  # forward, the choice changes nothing
+        inside = (u.detach() - binarizer.mean).abs() < binarizer.magnitude
+        slope = 1 / binarizer.magnitude.detach()
+        if kind == "clipped":
+            assert torch.equal(found, torch.where(inside, slope, 0.0))
+        else:
+            assert (found[~inside] > 0).any() and (found <= slope).all()
+        assert binarizer.state_dict().keys() == other.state_dict().keys()
 
 
 def test_calibration_is_mean_and_mean_deviation() -> None:

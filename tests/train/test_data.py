@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models
 
 from btr.corpus import Passage, Question
 from btr.errors import InputError
-from btr.train.data import Asked, Example, FileSource, collate, from_questions, holds
+from btr.train.data import Asked, Example, FileSource, collate, from_questions
 
 NILE, AMAZON = Passage("n", "Nile", "The Nile ends in Egypt."), Passage("a", "Amazon", "The Amazon ends in Brazil.")
 QUESTION = Question("1", "Where does the Nile end?", ("Egypt", "egypt ", " "), (AMAZON, NILE))
@@ -40,10 +40,17 @@ def test_questions_without_gold_or_answer_are_left_out() -> None:
     assert from_questions(none) == []
 
 
-def test_holds_ignores_case() -> None:
-    assert holds("The NILE delta", ["amazon", "nile"])
-    assert not holds("The Nile delta", ["amazon"])
-    assert not holds("The Nile delta", [])
+def test_questions_without_gold_are_kept_where_they_need_no_answer() -> None:
+    none = [
+        replace(QUESTION, answers=("Peru",)),
+        replace(QUESTION, answers=(), gold=(True, False)),
+        replace(QUESTION, passages=()),
+        QUESTION,
+    ]
+    unanswered, unknown, answered = from_questions(none, answerable=False)
+    assert (unanswered.gold, titles(unanswered.others)) == ((), ["Amazon", "Nile"])
+    assert (unknown.gold, titles(unknown.others)) == ((), ["Amazon", "Nile"])
+    assert answered == from_questions([QUESTION])[0]
 
 
 def test_answer_is_one_that_the_gold_passage_holds(rng: random.Random) -> None:
@@ -98,6 +105,7 @@ def test_rows_are_question_passage_and_end(tokenizer: Tokenizer, rng: random.Ran
         [[*second, 1], [*second, *ids_of(tokenizer, "title: nile context: the nile ends."), 1]],
     )
     assert batch.question_lengths.tolist() == [len(question)] * 2 + [len(second)] * 2
+    assert batch.tensors() == (batch.ids, batch.lengths, batch.question_lengths, batch.labels)
     assert all((row[length:] == 0).all() for row, length in zip(batch.ids, batch.lengths, strict=True))
     assert [[i for i in row.tolist() if i != -100] for row in batch.labels] == [
         [*ids_of(tokenizer, "egypt"), 1],

@@ -8,12 +8,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.distributions import Categorical, kl_divergence
 from transformers import T5Config as HFConfig
-from transformers import T5EncoderModel, T5ForConditionalGeneration
+from transformers import T5ForConditionalGeneration
 
-from btr.checkpoint import t5_tensors
 from btr.fid import FiD
-from btr.train.losses import distillation_loss, question_attention, recovery_loss, task_loss, top_tokens
+from btr.train.losses import (
+    answers_loss,
+    cross_loss,
+    distillation_loss,
+    pointing,
+    rate_loss,
+    recovery_loss,
+    span_loss,
+    task_loss,
+    top_tokens,
+)
 
 MakeReader = Callable[..., FiD]
 IDS = torch.randint(3, 64, (3, 11), generator=torch.Generator().manual_seed(1))
@@ -40,29 +50,61 @@ def test_task_loss_passes_over_padding() -> None:
     assert torch.isclose(task_loss(logits, labels), expected)
 
 
-@pytest.mark.parametrize("k", [0, 2, 3])
-def test_question_attention_is_that_of_transformers(make_reader: MakeReader, k: int) -> None:
-    reader = make_reader(k=k).eval()
-    oracle = T5EncoderModel(hf_config(reader)).eval()
-    missing, _ = oracle.load_state_dict(t5_tensors(reader.t5), strict=False)
-    assert set(missing) <= {"encoder.embed_tokens.weight"}  # the shared embedding under its other name
-    mask = torch.arange(11)[None] < LENGTHS[:, None]
-    with torch.no_grad():
-        weights = oracle(input_ids=IDS, attention_mask=mask.long(), output_attentions=True).attentions
-        rows = reader.rows(IDS, LENGTHS, QUESTION_LENGTHS, "full")
-        found = question_attention(reader, rows.joined, LENGTHS, QUESTION_LENGTHS)
-    for row, asked in enumerate(QUESTION_LENGTHS):
-        upper = torch.stack([layer[row, :, :asked] for layer in weights[k:]])  # (layers, H, Q, T)
-        assert torch.allclose(found[row], upper.mean((0, 1, 2)), atol=1e-6)
+def test_answers_loss_is_the_divergence_over_answer_tokens() -> None:
+    student, teacher = (torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    labels = torch.tensor([[4, 1, -100], [2, -100, -100]])
+    kept = labels != -100
+    expected = kl_divergence(Categorical(logits=teacher[kept]), Categorical(logits=student[kept])).mean()
+    assert torch.isclose(answers_loss(student, teacher, labels), expected)
+    assert answers_loss(teacher + 3, teacher, labels) < 1e-6  # logits are sure but for a constant
+    changed = torch.where(kept[..., None], student, 1e3)
+    assert answers_loss(changed, teacher, labels) == answers_loss(student, teacher, labels)
+    assert answers_loss(student, teacher, torch.full_like(labels, -100)) == 0
 
 
-def test_question_attention_of_a_row_adds_up_to_one(make_reader: MakeReader) -> None:
-    reader = make_reader().eval()
-    with torch.no_grad():
-        joined = reader.rows(IDS, LENGTHS, QUESTION_LENGTHS, "full").joined
-        found = question_attention(reader, joined, LENGTHS, QUESTION_LENGTHS)
-    assert torch.allclose(found.sum(1), torch.ones(3), atol=1e-5)
-    assert (found[torch.arange(11)[None] >= LENGTHS[:, None]] == 0).all()
+def test_cross_loss_is_the_divergence_over_answer_tokens() -> None:
+    student, teacher = (torch.rand(2, 3, 7, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    student, teacher = student / student.sum(-1, keepdim=True), teacher / teacher.sum(-1, keepdim=True)
+    labels = torch.tensor([[4, 1, -100], [2, -100, -100]])
+    kept = labels != -100
+    expected = kl_divergence(Categorical(teacher[kept]), Categorical(student[kept])).mean()
+    assert torch.isclose(cross_loss(student, teacher, labels), expected)
+    assert cross_loss(teacher, teacher, labels) == 0
+
+
+def test_cross_loss_of_a_weight_that_vanished_is_finite() -> None:
+    student = torch.tensor([[[1.0, 0.0]]], requires_grad=True)
+    loss = cross_loss(student, torch.tensor([[[0.5, 0.5]]]), torch.tensor([[3]]))
+    assert math.isclose(loss.item(), 0.5 * math.log(0.5) + 0.5 * math.log(0.5 / 1e-9), rel_tol=1e-6)
+    loss.backward()
+    assert torch.isfinite(student.grad).all()
+
+
+def test_pointing_shares_one_among_all_rows_of_a_question() -> None:
+    logits = 5 * torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    pointable = torch.rand(4, 6, generator=torch.Generator().manual_seed(1)) < 0.5
+    pointable[:, 0] = True
+    found = pointing(logits, pointable, 2)
+    assert found.shape == (2, 12)
+    for question in (0, 1):
+        rows = slice(2 * question, 2 * question + 2)
+        kept = pointable[rows].flatten()
+        assert torch.allclose(found[question][kept], logits[rows].flatten()[kept].log_softmax(0))
+        assert (found[question].exp()[~kept] == 0).all()
+
+
+def test_span_loss_is_the_probability_of_all_targets_together() -> None:
+    start, end = (torch.randn(2, 9, generator=torch.Generator().manual_seed(seed)).log_softmax(-1) for seed in (0, 1))
+    targets = torch.tensor([[[2, 3], [5, 5], [-1, -1]], [[0, 0], [-1, -1], [-1, -1]]])
+    first = start[0, 2].exp() * end[0, 3].exp() + start[0, 5].exp() * end[0, 5].exp()
+    expected = -(first.log() + start[1, 0] + end[1, 0]) / 2
+    assert torch.isclose(span_loss(start, end, targets), expected)
+
+
+def test_span_loss_does_not_reach_what_is_no_target() -> None:
+    start = torch.zeros(1, 4, requires_grad=True)
+    span_loss(start, torch.zeros(1, 4), torch.tensor([[[2, 3], [-1, -1]]])).backward()
+    assert start.grad.tolist() == [[0, 0, -1, 0]]
 
 
 @st.composite
@@ -168,3 +210,47 @@ def test_recovery_loss_reaches_the_encoder_through_the_signs(make_reader: MakeRe
     for layer in reader.t5.encoder.layers[:2]:
         assert layer.attention.v.weight.grad is not None and layer.attention.v.weight.grad.abs().max() > 0
     assert reader.t5.encoder.layers[2].attention.v.weight.grad is None  # above the signs
+
+
+def test_rate_is_one_bit_a_bit_until_something_is_learnt() -> None:
+    signs, even = torch.where(states(0) > 0, 1.0, -1.0), torch.nn.Linear(8, 8)
+    torch.nn.init.zeros_(even.weight)
+    torch.nn.init.zeros_(even.bias)
+    assert math.isclose(rate_loss(signs, states(1), CHOSEN, even).item(), 1, rel_tol=1e-6)
+    assert rate_loss(signs, states(1), torch.zeros_like(CHOSEN), even) == 0
+
+
+def test_rate_is_the_entropy_of_bits_of_known_odds() -> None:
+    """With p(+1) = 1/4 whatever the token, a quarter of the bits being +1, it is the entropy of 1/4."""
+    predictor = torch.nn.Linear(8, 8)
+    torch.nn.init.zeros_(predictor.weight)
+    torch.nn.init.constant_(predictor.bias, math.log(1 / 3))
+    signs = torch.full((1, 4, 8), -1.0)
+    signs[0, 1] = 1
+    entropy = -(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75))
+    found = rate_loss(signs, states(0)[:1, :4], torch.ones(1, 4, dtype=torch.bool), predictor)
+    assert math.isclose(found.item(), entropy, rel_tol=1e-6)
+
+
+def test_rate_teaches_signs_and_predictor_and_not_the_embedding() -> None:
+    signs = torch.where(states(0) > 0, 1.0, -1.0).requires_grad_()
+    embedded, predictor = states(1).requires_grad_(), torch.nn.Linear(8, 8)
+    rate_loss(signs, embedded, CHOSEN, predictor).backward()
+    with torch.no_grad():
+        wanted = predictor(torch.nn.functional.layer_norm(embedded, (8,)))
+    assert torch.equal(signs.grad.sign()[CHOSEN], -wanted.sign()[CHOSEN])  # descent: towards the likelier bit
+    assert (signs.grad[~CHOSEN] == 0).all() and embedded.grad is None
+    assert predictor.weight.grad.abs().max() > 0
+
+
+def test_rate_falls_where_the_token_tells_the_bits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    table, bits = torch.randn(5, 8, generator=generator), torch.randn(5, 8, generator=generator).sign()
+    tokens, predictor = torch.arange(5)[None], torch.nn.Linear(8, 8)
+    optimiser = torch.optim.Adam(predictor.parameters(), 0.1)
+    for _ in range(100):
+        loss = rate_loss(bits[tokens], table[tokens], torch.ones(1, 5, dtype=torch.bool), predictor)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss < 0.1

@@ -2,19 +2,49 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
+from btr.errors import InputError
 from btr.train.stages import STAGES, Stage
 
 
-def test_stages_are_those_of_the_paper() -> None:
-    assert list(STAGES) == ["reader", "decomposed", "binarized"]
+def test_stages_are_those_of_the_paper_and_one_of_ours() -> None:
     assert all(stage.name == name for name, stage in STAGES.items())
     modes = {name: [mode for mode, _ in stage.modes] for name, stage in STAGES.items()}
-    assert modes == {"reader": ["full"], "decomposed": ["float"], "binarized": ["binary"]}
-    assert {name: stage.distillation for name, stage in STAGES.items() if stage.distillation} == {"decomposed": 1}
-    assert {name: stage.recovery for name, stage in STAGES.items() if stage.recovery} == {"binarized": 1}
+    assert modes == {"reader": ["full"], "decomposed": ["float"], "binarized": ["binary"], "joint": ["binary"]}
+    assert {name: stage.losses for name, stage in STAGES.items()} == {
+        "reader": ("task",),
+        "decomposed": ("task", "distillation"),
+        "binarized": ("task", "recovery"),
+        "joint": ("task", "distillation", "answers", "recovery"),
+    }
+    assert all(set(stage.weights.values()) == {1.0} for stage in STAGES.values())
+    assert [name for name, stage in STAGES.items() if stage.taught] == ["decomposed", "joint"]
+
+
+def test_losses_without_weight_are_not_computed() -> None:
+    stage = replace(STAGES["joint"], weights={"recovery": 0.0, "cross": 0.5, "task": 2.0, "distillation": 1.0})
+    assert stage.losses == ("task", "distillation", "cross") and stage.taught
+    assert replace(stage, distill="off").losses == ("task", "cross")
+    assert not replace(stage, distill="off", weights={"task": 1.0, "distillation": 1.0}).taught
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"weights": {"taks": 1.0}}, r"a loss is called 'taks'; known: task, distillation, answers, cross, recovery"),
+        ({"weights": {"task": -1.0}}, r"the weight of 'task' is -1.0; give 0 or more"),
+        ({"weights": {"task": float("nan")}}, r"the weight of 'task' is nan; give 0 or more"),
+        ({"distill": "some"}, r"distill is 'some'; known: off, all, top"),
+        ({"straight_through": "sign"}, r"straight_through is 'sign'; known: tanh, clipped"),
+        ({"top_ratio": 1.5}, r"top_ratio is 1.5; give a share between 0 and 1"),
+    ],
+)
+def test_stage_that_cannot_be_is_refused(changed: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(STAGES["joint"], **changed)
 
 
 def test_modes_have_their_shares() -> None:

@@ -1,9 +1,7 @@
-"""`btr train` as typed: the stages one after the other, what it draws, and its errors."""
+"""`btr train` as typed: the stages one after the other, what comes before them, and its errors."""
 
 import json
-import re
-from collections.abc import Callable
-from itertools import pairwise
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,14 +9,12 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from btr.checkpoint import save_reader
+from btr.checkpoint import digest, load_reader, load_tokenizer
 from btr.config import Mode
 from btr.corpus import Passage
-from btr.errors import InputError
-from btr.fid import FiD
 from btr.reader import Reader
-from btr.train.__main__ import build_student, drawer, main, parse_modes, parser
-from btr.train.data import Batch
+from btr.train.__main__ import main
+from btr.train.stages import STAGES
 
 CORPUS = str(Path(__file__).resolve().parents[2] / "corpus")
 SHAPE = ["--batch", "2", "--passages", "2", "--row-tokens", "64", "--question-tokens", "16", "--answer-tokens", "8"]
@@ -53,8 +49,9 @@ def test_every_stage_reports_its_losses(runs: Path) -> None:
         lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
         assert [(line["step"], line["mode"]) for line in lines] == [(1, mode), (2, mode), (3, mode)]
         assert all(line["task"] > 0 and line["gradient"] > 0 for line in lines)
-        assert all((line["distillation"] > 0) == (name == "decomposed") for line in lines)
-        assert all((line["recovery"] > 0) == (name == "binarized") for line in lines)
+        added = {"decomposed": ["distillation"], "binarized": ["recovery"]}.get(name, [])
+        assert all(list(line) == ["step", "mode", "task", *added, "gradient"] for line in lines)
+        assert all(line[loss] > 0 for line in lines for loss in added)
 
 
 def binarizer(run: Path) -> dict[str, torch.Tensor]:
@@ -111,99 +108,118 @@ def test_default_mode_can_be_chosen(runs: Path, tmp_path: Path) -> None:
     assert Reader.from_pretrained(tmp_path / "reader").config.default_mode == "full"
 
 
-def student(*given: str) -> FiD:
-    return build_student(parser().parse_args(["reader", "--out", "-", "--steps", "1", *given]))[0]
-
-
-def test_split_and_calibration_of_a_reader_can_be_changed(runs: Path, tokenizer_file: Path) -> None:
-    trained = str(runs / "binarized" / "reader")
-    same = student("--reader", trained)
-    assert (same.config.k, same.config.calibration) == (2, "channel") and same.binarizer.mean.any()
-    other = student("--reader", trained, "--k", "3")
-    assert other.config.k == 3 and not other.binarizer.mean.any()
-    paper = student("--reader", trained, "--calibration", "paper")
-    assert (paper.config.k, paper.config.calibration) == (2, "paper") and not paper.binarizer.mean.requires_grad
-    fresh = student("--shape", "tiny", "--tokenizer", str(tokenizer_file))
-    assert (fresh.config.k, fresh.config.calibration, fresh.t5.config.vocab_size) == (0, "channel", 400)
-
-
-def test_limits_of_a_reader_are_kept(make_reader: Callable[..., FiD], tokenizer: Tokenizer, tmp_path: Path) -> None:
-    reader = make_reader(vocab_size=400)
-    object.__setattr__(reader.config, "max_passage_tokens", 77)
-    save_reader(reader, tokenizer, tmp_path)
-    assert student("--reader", str(tmp_path), "--k", "1").config.max_passage_tokens == 77
-
-
-def questions(path: Path, *asked: str) -> str:
-    ctxs = [{"title": "t", "text": "The answer is forty."}, {"title": "t", "text": "There is none."}]
-    path.write_text("\n".join(json.dumps({"question": q, "answers": ["forty"], "ctxs": ctxs}) for q in asked))
-    return str(path)
-
-
-def draws(tokenizer: Tokenizer, *given: str) -> Callable[[int], Batch]:
-    options = parser().parse_args(["reader", "--out", "-", "--steps", "1", *SHAPE, *given])
-    return drawer(options, tokenizer)
-
-
-def test_batches_are_a_function_of_seed_and_step(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    given = ["--text", CORPUS, "--questions", questions(tmp_path / "q.jsonl", "what is the answer?", "and this?")]
-
-    def values(batch: Batch) -> list[list[int]]:
-        return [*batch.ids.tolist(), batch.lengths.tolist(), batch.question_lengths.tolist(), *batch.labels.tolist()]
-
-    first, again, other = draws(tokenizer, *given), draws(tokenizer, *given), draws(tokenizer, *given, "--seed", "1")
-    forward = [values(first(step)) for step in range(6)]
-    assert [values(again(step)) for step in reversed(range(6))] == forward[::-1]
-    assert all(a != b for a, b in pairwise(forward))
-    assert all(values(other(step)) != forward[step] for step in range(6))
-
-
-def asked_in(tokenizer: Tokenizer, batch: Batch) -> set[str]:
-    rows = zip(batch.ids.tolist(), batch.question_lengths.tolist(), strict=True)
-    return {tokenizer.decode(ids[:length]).removeprefix("question: ") for ids, length in rows}
-
-
-def test_excluded_questions_are_never_drawn(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    given = ["--questions", questions(tmp_path / "q.jsonl", "which one?", "Which two?", "which three?")]
-    draw = draws(tokenizer, *given)
-    assert set().union(*(asked_in(tokenizer, draw(step)) for step in range(20))) == {
-        "which one?",
-        "which two?",
-        "which three?",
-    }
-    exclude = [questions(tmp_path / "a.jsonl", "WHICH two?"), questions(tmp_path / "b.jsonl", "which three?", "else?")]
-    draw = draws(tokenizer, *given, "--exclude", *exclude)
-    assert set().union(*(asked_in(tokenizer, draw(step)) for step in range(50))) == {"which one?"}
-    with pytest.raises(InputError, match="no question that is not excluded has a passage holding an answer"):
-        draws(tokenizer, *given, "--exclude", given[1])
-
-
-@pytest.mark.parametrize(("share", "expected"), [("1", 0.0), ("0", 1.0), ("0.5", 0.5)])
-def test_text_has_its_share(tokenizer: Tokenizer, tmp_path: Path, share: str, expected: float) -> None:
-    draw = draws(
-        tokenizer, "--text", CORPUS, "--text-share", share, "--questions", questions(tmp_path / "q.jsonl", "which one?")
-    )
-    asked = ["which one?" in asked_in(tokenizer, draw(step)) for step in range(60)]
-    wanted = 1 - (1 - expected) ** 2  # a batch holds two questions
-    assert abs(sum(asked) / 60 - wanted) < 0.2
-
-
-def test_modes_are_read() -> None:
-    assert parse_modes("binary=3,full") == (("binary", 3.0), ("full", 1.0))
-
-
-@pytest.mark.parametrize(
-    "given", ["bits=1", "binary=0", "binary=-1", "binary=x", "binary=nan", "full=inf", "", "full,"]
-)
-def test_modes_that_are_none_are_refused(given: str) -> None:
-    with pytest.raises(InputError, match=f"--modes {re.escape(repr(given))}"):
-        parse_modes(given)
-
-
 def test_tokenizer_is_learnt_from_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "words.json"
     assert main(["tokenizer", "--text", CORPUS, "--passages", "20", "--size", "200", "--out", str(out)]) == 0
     assert Tokenizer.from_file(str(out)).get_vocab_size() == 200
+
+
+def test_vocabulary_is_trimmed_from_the_command_line(bert_folder: Path, tmp_path: Path) -> None:
+    pieces = load_tokenizer(bert_folder).get_vocab_size()
+    out = tmp_path / "small"
+    given = ["--reader", str(bert_folder), "--text", CORPUS, "--passages", "20", "--size", str(pieces - 20)]
+    assert main(["vocabulary", *given, "--out", str(out)]) == 0
+    assert load_tokenizer(out).get_vocab_size() == pieces - 20
+    quick = ["--text", CORPUS, *SHAPE, "--steps", "1"]
+    assert main(["reader", "--reader", str(out), "--out", str(tmp_path / "run"), *quick]) == 0
+    assert Reader.from_pretrained(tmp_path / "run" / "reader").model.vocab_size == pieces - 20
+
+
+RECIPE = """
+batch = 2
+passages = 2
+row-tokens = 64
+question-tokens = 16
+warmup = 1
+k = 2
+dev-every = 2
+[reader]
+steps = 3
+[joint]
+steps = 2
+checkpointing = true
+"""
+
+
+@pytest.fixture
+def herons(tmp_path: Path) -> str:
+    """Nine questions over two passages each."""
+    passages = [{"title": "Herons", "text": f"The grey heron number {n} eats {n} fish."} for n in range(10)]
+    asked = [
+        {"question": f"How many fish eats heron {n}?", "answers": [str(n)], "ctxs": passages[n : n + 2]}
+        for n in range(9)
+    ]
+    (tmp_path / "herons.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    return str(tmp_path / "herons.jsonl")
+
+
+def test_recipe_is_trained_from_a_bert_in_one_command(
+    bert_folder: Path, herons: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    out = tmp_path / "run"
+    given = ["--config", str(tmp_path / "mine.toml"), "--out", str(out), "--reader", str(bert_folder)]
+    assert main(["all", *given, "--questions", herons, "--dev", herons]) == 0
+    said = capsys.readouterr().err
+    assert "starting: reader" in said and "starting: joint" in said and "the best so far" in said
+    for stage, steps, measured in (("reader", 3, [2, 3]), ("joint", 2, [2])):
+        lines = [json.loads(line) for line in (out / stage / "metrics.jsonl").read_text().splitlines()]
+        assert len(lines) == steps and [line["step"] for line in lines if "dev" in line] == measured
+        assert (out / stage / "metrics.png").read_bytes().startswith(b"\x89PNG")
+    # the second stage began from the best of the first, and was taught by it
+    settings = torch.load(out / "joint" / "checkpoint.pt", weights_only=True)["settings"]
+    first = load_reader(out / "reader" / "best", torch.float32, None)
+    assert settings["teacher"] == settings["reader"] == digest(first.state_dict().items())
+    reader = Reader.from_pretrained(out / "joint" / "best")
+    assert (reader.family, reader.config.k, reader.config.default_mode) == ("extractive", 2, "binary")
+    assert reader.answer("How many fish?", [Passage("1", "Herons", "A heron eats 5 fish.")]).span is not None
+    # once more: every stage is done
+    assert main(["all", *given, "--questions", herons, "--dev", herons]) == 0
+    said = capsys.readouterr().err
+    assert "resuming at step 3: reader" in said and "resuming at step 2: joint" in said
+
+
+def test_run_without_matplotlib_has_no_plot(
+    bert_folder: Path, herons: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    given = ["--reader", str(bert_folder), "--questions", herons, *SHAPE, "--steps", "1"]
+    assert main(["reader", "--out", str(tmp_path / "run"), *given]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "note: no plot without matplotlib; pip install matplotlib"
+    assert not (tmp_path / "run" / "metrics.png").exists()
+
+
+def test_run_with_other_batches_is_refused(
+    bert_folder: Path, herons: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["reader", "--out", str(tmp_path / "run"), "--reader", str(bert_folder), "--questions", herons]
+    assert main([*given, *SHAPE, "--steps", "1"]) == 0
+    for more, made, wanted in (
+        (["--batch", "4"], "batch 2", "batch 4"),
+        (["--row-tokens", "48"], "row_tokens 64", "row_tokens 48"),
+        (["--unanswerable", "0.5"], "unanswerable 0.0", "unanswerable 0.5"),
+    ):
+        assert main([*given, *SHAPE, "--steps", "1", *more]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"was made with {made}, this run has {wanted}; use the same settings, or --no-resume" in said
+
+
+def test_recipe_without_stages_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.toml").write_text("steps = 3")
+    assert main(["all", "--config", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "run")]) == 2
+    assert "has no stages; give it tables" in capsys.readouterr().err
+
+
+def test_out_of_memory_says_what_to_do(
+    bert_folder: Path, herons: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def burst(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("btr.train.loop.Trainer.train_step", burst)
+    given = ["--reader", str(bert_folder), "--questions", herons, *SHAPE, "--steps", "1"]
+    assert main(["reader", "--out", str(tmp_path / "run"), *given]) == 2
+    assert "halve --batch and double --accumulate" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_neighbours_are_found_from_the_command_line(tmp_path: Path) -> None:
@@ -242,7 +258,15 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "rate": (["reader", *NEW, "--text", CORPUS, "--learning-rate", "nan"], "--learning-rate is nan; give at least 0"),
     "share": (["reader", *NEW, "--text", CORPUS, "--blanks", "1.5"], "--blanks is 1.5; give a share between 0 and 1"),
     "row": (["reader", *NEW, "--text", CORPUS, "--row-tokens", "32"], "--question-tokens is 32 and --row-tokens 32"),
-    "out is a file": (["reader", *NEW, "--text", CORPUS, "--out", "{words}"], "words.json"),
+    "out is a file": (["reader", *NEW, "--text", CORPUS, "--out", "{words}"], "words.json: is a file; give a folder"),
+    "unknown option": (["reader", *NEW, "--text", CORPUS, "--bach", "3"], "unrecognized arguments: --bach 3"),
+    "unknown recipe": (
+        ["reader", *NEW, "--text", CORPUS, "--config", "nq"],
+        "no such recipe; give a .toml file, or one",
+    ),
+    "other stage": (["joint", *NEW, "--text", CORPUS, "--config", "nq-base"], "has no stage [joint]; it has reader, "),
+    "dev without passages": (["reader", *NEW, "--text", CORPUS, "--dev", CORPUS], "has no passages to read"),
+    "no recipe": (["all", *NEW, "--text", CORPUS, "--out", "{tmp}/run"], "all trains the stages of a recipe; pass"),
     "diverged": (
         ["reader", *NEW, "--text", CORPUS, *SHAPE, "--learning-rate", "1e30", "--warmup", "0"],
         "lower --learn",
@@ -258,34 +282,10 @@ def test_mistake_is_one_line(
 ) -> None:
     argv, expected = ERRORS[name]
     argv = [argument.format(tmp=tmp_path, words=tokenizer_file) for argument in argv]
-    if argv[0] in ("reader", "decomposed", "binarized"):
+    if argv[0] in STAGES:
         argv = [argv[0], "--out", str(tmp_path / "run"), "--steps", "3", *argv[1:]]
     assert main(argv) == 2
     last = capsys.readouterr().err.splitlines()
     assert last[-1].startswith("error: ") and expected in last[-1]
     assert len(last) == (2 if name == "diverged" else 1)  # it had started
     assert name == "diverged" or not (tmp_path / "run").exists()
-
-
-def test_teacher_of_another_kind_is_refused(
-    runs: Path,
-    make_reader: Callable[..., FiD],
-    tokenizer: Tokenizer,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    save_reader(make_reader(vocab_size=400, d_model=32), tokenizer, tmp_path / "narrow")
-    save_reader(make_reader(vocab_size=400), swapped(tokenizer), tmp_path / "foreign")
-    given = ["--reader", str(runs / "reader" / "reader"), "--out", str(tmp_path / "run"), *QUICK]
-    for name, expected in (("narrow", "d_model 32, the student 64"), ("foreign", "another vocabulary")):
-        assert main(["decomposed", "--teacher", str(tmp_path / name), *given]) == 2
-        assert expected in capsys.readouterr().err
-
-
-def swapped(tokenizer: Tokenizer) -> Tokenizer:
-    """Return the tokenizer with two pieces in each other's place."""
-    state = json.loads(tokenizer.to_str())
-    vocabulary = state["model"]["vocab"]
-    first, second = list(vocabulary)[-2:]
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    return Tokenizer.from_str(json.dumps(state))

@@ -1,0 +1,54 @@
+"""Fit a batch into memory: in pieces that add up to the whole, and without keeping what is inside encoder layers."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from btr.fid import FiD
+from btr.span import SpanReader
+from btr.train.stages import LOSSES
+
+PER_PASSAGE_TOKEN = {"distillation", "recovery", "rate"}  # losses that are means over passage tokens
+
+
+def split(inputs: tuple[Tensor, ...], count: int) -> list[tuple[Tensor, ...]]:
+    """Cut a batch of B questions into `count` pieces of B / count; first dimensions are B or a multiple of it.
+
+    Raises:
+        ValueError: B is no multiple of count.
+    """
+    questions = len(inputs[3])
+    if questions % count:
+        raise ValueError(f"{questions} questions do not go into {count} equal pieces")
+    return list(zip(*(tensor.chunk(count) for tensor in inputs), strict=True))
+
+
+def weigh(pieces: Sequence[tuple[Tensor, ...]]) -> list[Mapping[str, float]]:
+    """Return for each piece the share that each of its losses has in that of the whole batch, by the loss's name.
+
+    A loss is a mean, over passage tokens, over answer tokens (labels (B, S), -100 where padded) or over questions
+    (targets (B, K, 2)), and pieces hold different numbers of them. For the distillation this is nearly so: it is
+    relative to the mean square of the teacher's states, which each piece takes of its own.
+    """
+    answers = shares([torch.tensor(len(p[3])) if p[3].dim() == 3 else (p[3] != -100).sum() for p in pieces])
+    passages = shares([(lengths - asked).sum() for _, lengths, asked, *_ in pieces])
+    pairs = zip(answers, passages, strict=True)
+    return [{name: passage if name in PER_PASSAGE_TOKEN else answer for name in LOSSES} for answer, passage in pairs]
+
+
+def shares(counts: Sequence[Tensor]) -> list[float]:
+    """Divide counts by their sum."""
+    numbers = [int(count) for count in counts]
+    return [number / max(sum(numbers), 1) for number in numbers]
+
+
+def recompute_layers(student: FiD | SpanReader) -> None:
+    """Make the encoder's layers keep their input alone, and compute the rest again in the backward pass.
+
+    The gradients are the same. Only the calls are wrapped: modules, and the names of their weights, stay as they are.
+    """
+    for layer in student.t5.encoder.layers if isinstance(student, FiD) else student.bert.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

@@ -1,0 +1,128 @@
+"""What a run starts from: the student, as loaded or made anew, and its teacher."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from btr.checkpoint import configured, load_reader, load_tokenizer, resolve
+from btr.config import T5_SHAPES, ReaderConfig
+from btr.errors import InputError
+from btr.fid import FiD
+from btr.reader import Reader
+from btr.span import SpanReader
+from btr.t5 import T5
+from btr.train.initialise import initialise
+from btr.train.rotation import rotate
+from btr.train.stages import Stage
+from btr.train.tokenizer import open_tokenizer
+
+
+def build_student(options: argparse.Namespace, stage: Stage) -> tuple[FiD | SpanReader, Tokenizer]:
+    """Load the reader to go on with, or make a new one.
+
+    Raises:
+        InputError: nothing to start from, a k that the encoder has no layer for, or a mode that needs a k.
+    """
+    student, tokenizer = load_student(options) if options.reader else new_student(options)
+    if options.rotate:
+        student = turned(student, options.seed)
+    Reader(student, tokenizer)  # sets the tokenizer as it will be when the reader answers
+    mode = options.default_mode or stage.modes[0][0]
+    if any(mode != "full" for mode in (mode, *(mode for mode, _ in stage.modes))) and not student.config.k:
+        raise InputError(f"stage {stage.name!r} decomposes the encoder and the reader has k = 0; pass --k")
+    return configure(student, default_mode=mode), tokenizer
+
+
+def load_student(options: argparse.Namespace) -> tuple[FiD | SpanReader, Tokenizer]:
+    """Load a reader, or a checkpoint that is to become one.
+
+    Raises:
+        InputError: rows or questions longer than the reader has room for.
+    """
+    folder = resolve(options.reader)
+    loaded, tokenizer = load_reader(folder, torch.float32, None, new_head=True), load_tokenizer(folder)
+    asked: dict[str, Any] = {"k": options.k, "calibration": options.calibration}
+    if not (folder / "btr_config.json").exists():
+        asked["max_question_tokens"] = max(options.question_tokens, loaded.config.max_question_tokens)
+    student = configure(loaded, **{name: value for name, value in asked.items() if value is not None})
+    most = student.config.max_question_tokens
+    if options.question_tokens > most:
+        raise InputError(
+            f"--question-tokens is {options.question_tokens}, this reader reads {most}; pass {most} or fewer"
+        )
+    if isinstance(student, SpanReader) and most + options.row_tokens > (
+        room := student.bert.config.max_position_embeddings
+    ):
+        raise InputError(
+            f"--row-tokens is {options.row_tokens}, this BERT has {room} positions and passages begin at {most}; "
+            f"pass {room - most} or fewer"
+        )
+    return student, tokenizer
+
+
+def new_student(options: argparse.Namespace) -> tuple[FiD | SpanReader, Tokenizer]:
+    """Make a T5 of the shape asked for."""
+    if not options.tokenizer:
+        raise InputError(
+            "a new reader needs --tokenizer tokenizer.json (python -m btr.train tokenizer makes one), or pass --reader"
+        )
+    tokenizer = open_tokenizer(Path(options.tokenizer))
+    t5 = T5(replace(T5_SHAPES[options.shape], vocab_size=tokenizer.get_vocab_size()))
+    initialise(t5, options.seed)
+    limit = max(options.question_tokens, ReaderConfig.max_question_tokens)
+    made = FiD(t5, ReaderConfig(max_question_tokens=limit))
+    return configure(made, k=options.k or 0, calibration=options.calibration or "channel"), tokenizer
+
+
+def turned(model: FiD | SpanReader, seed: int) -> FiD:
+    """Return a reader of the same answers, its stream turned by a random rotation; its signs are yet to be set.
+
+    Raises:
+        InputError: a span reader, which cannot be turned.
+    """
+    if isinstance(model, SpanReader):
+        raise InputError("--rotate is for T5 readers; leave it out")
+    return FiD(rotate(model.t5, seed), model.config)
+
+
+def configure(model: FiD | SpanReader, **changes: Any) -> FiD | SpanReader:
+    """Return a reader of the same weights with other settings; InputError if they do not fit its encoder."""
+    try:
+        return configured(model, replace(model.config, **changes))
+    except ValueError as error:
+        raise InputError(f"--k: {error}" if "k" in changes else str(error)) from error
+
+
+def load_teacher(
+    options: argparse.Namespace, student: FiD | SpanReader, tokenizer: Tokenizer
+) -> FiD | SpanReader | None:
+    """Load the reader to distil from, split where the student splits; None if there is none.
+
+    Raises:
+        InputError: its states or tokens are not those of the student.
+    """
+    if not options.teacher:
+        return None
+    folder = resolve(options.teacher)
+    teacher = load_reader(folder, torch.float32, None)
+    theirs, ours = facts(teacher), facts(student)
+    if other := [name for name in ours if theirs.get(name) != ours[name]]:
+        name = other[0]
+        raise InputError(f"--teacher has {name} {theirs[name]}, the student {ours[name]}; distil from a reader like it")
+    if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
+        raise InputError("--teacher has another vocabulary than the student; distil from a reader with its tokenizer")
+    teacher = turned(teacher, options.seed) if options.rotate else teacher
+    return configured(teacher, student.config).eval()
+
+
+def facts(model: FiD | SpanReader) -> dict[str, Any]:
+    """Return what two readers must share for the states of one to mean something to the other."""
+    if isinstance(model, FiD):
+        return {"family": "T5", "width": model.width, "layers": model.t5.config.num_layers, "pieces": model.vocab_size}
+    layers, offset = model.bert.config.num_hidden_layers, model.config.max_question_tokens
+    about = {"family": "BERT", "width": model.width, "layers": layers, "pieces": model.vocab_size}
+    return about | {"max_question_tokens": offset}
