@@ -194,7 +194,7 @@ def best(scores: Tensor, counts: Tensor) -> Tensor:
     order = scores.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(scores.shape[1], device=scores.device)[None].expand_as(order)
     chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, places < counts[:, None])
-    return chosen
+    return chosen & (scores > float("-inf"))
 
 
 @torch.no_grad()
