@@ -209,7 +209,7 @@ def match(tokens: Tokens, ratio: float, weight: Tensor | None) -> tuple[Tensor, 
     if weight is not None:
         ours, theirs = ours * weight, theirs * weight
     scores, index = most_similar(ours, theirs, offered)
-    # 0.3 * 10 is a little less than 3 in binary
+    # 0.29 * 100 is a little less than 29 in binary
     counts = (tokens.mergeable.sum(1).double() * ratio + 1e-9).long()
     chosen = best(scores.masked_fill(~asking, float("-inf")), counts)
     return source[chosen], target.gather(1, index)[chosen]

@@ -155,6 +155,12 @@ def test_every_token_is_kept_in_one_place(lengths: list[int], question: int, rat
         assert tokens.mergeable[r, asked:T].all()
 
 
+def test_shares_are_those_of_decimal_numbers() -> None:
+    """0.29 * 100 is 28.999999999999996 in binary."""
+    assert merge(make_tokens([100], 0), 0.29).lengths.tolist() == [71]
+    assert merge_bits(np.arange(100, dtype=np.uint64)[:, None], [100], 0.29).lengths == [71]
+
+
 def test_question_tokens_stay_as_they_are() -> None:
     """Also where a passage token is the very same."""
     tokens = make_tokens([12, 12], torch.tensor([3, 5]))
@@ -190,15 +196,14 @@ def test_the_largest_part_gives_the_position() -> None:
 
 
 def test_means_of_bfloat16_are_rounded_once() -> None:
-    """Thirty parts summed in bfloat16 would be wrong in the second digit."""
-    hidden = torch.ones(1, 62, 1, dtype=torch.bfloat16)
-    hidden[0, 0::2] = torch.linspace(1.0, 1.25, 31)[:, None].bfloat16()
-    hidden[0, 1] = 1.125
-    hidden[0, 3::2] = -1.0  # one token of the second set is like those of the first
-    merged = merge(Tokens.of(hidden, torch.tensor([62]), 0), 0.5)
-    assert merged.sizes[0].max() == 32 and merged.hidden.dtype is torch.bfloat16
-    exact = (hidden[0, 0::2].double().sum() + 1.125) / 32
-    assert merged.hidden[0, merged.sizes[0].argmax()] == exact.bfloat16()
+    """All 30 tokens of the first set go into the first of the second, the one that is like them."""
+    hidden = torch.full((1, 60, 64), -1.0, dtype=torch.bfloat16)
+    hidden[0, 0::2] = torch.rand(30, 64, generator=torch.Generator().manual_seed(0)).bfloat16() + 1
+    hidden[0, 1] = 1.5
+    merged = merge(Tokens.of(hidden, torch.tensor([60]), 0), 0.5)
+    assert merged.sizes[0, 0] == 31 and merged.hidden.dtype is torch.bfloat16
+    exact = (hidden[0, 0::2].double().sum(0) + 1.5) / 31
+    assert torch.equal(merged.hidden[0, 0], exact.bfloat16())
 
 
 def test_similarities_in_blocks_are_those_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
