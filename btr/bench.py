@@ -164,7 +164,7 @@ def store_of(reader: Reader, passages: Sequence[Passage], path: Path) -> Encoded
     """Write the passages' bits to a store; returns them as encoded."""
     encoded = reader.encode_passages(passages)
     settings = Settings(
-        fingerprint=reader.fingerprint, tokenizer_hash=reader.tokenizer_hash, k=reader.config.k, D=reader.D,
+        fingerprint=reader.fingerprint, tokenizer_hash=reader.tokenizer_hash, k=reader.config.k, D=reader.bits,
         vocab_size=reader.model.vocab_size, max_passage_tokens=reader.config.max_passage_tokens,
         corpus_hash="",
     )  # fmt: skip

@@ -4,19 +4,60 @@ Inside encoder layer k+1, after its first RMSNorm: u = w * h / s with s the root
 Kept: b = sign(u - mean) and s.
 Rebuilt: u_hat = mean + magnitude * b for attention, h_hat = u_hat * s / w for the residual stream.
 The paper's variant is mean = 0, magnitude = 1; 'channel' learns both per channel, starting from statistics of u.
+
+'predictive' (ours) keeps signs of what the tokens alone do not tell. What is expected of a token, given its id and
+those beside it, which a store keeps anyway, is mean + A e(t) + B e(t-1) + C e(t+1), with e the reader's own embeddings.
+Signs are taken of m <= D directions of the rest, b = sign(code (u - expected)), and u_hat = expected + value b:
+predictive coding, with the paper's W_proj (§3.1) at work at run time too.
 """
 
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from btr.config import Calibration, StraightThrough
+
 SMALLEST_WEIGHT = 1e-3  # a norm weight nearer to 0 than this is treated as this, with its sign, when dividing by it
 SMALLEST_MAGNITUDE = 1e-6
+RIDGE = 1e-4  # of the mean variance of what is regressed on, and in itself
 
 
-def straight_through_sign(x: Tensor, kind: Literal["tanh", "clipped"] = "tanh") -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of tokens beside their bits.
+
+    ids int64 (..., T); follows bool (..., T): a token comes after another one of its passage; embedding (V, D).
+    """
+
+    ids: Tensor
+    follows: Tensor
+    embedding: Tensor
+
+    @classmethod
+    def of_passages(cls, ids: Tensor, offsets: Tensor, embedding: Tensor) -> "Known":
+        """Take tokens (M,) of passages that begin at these offsets."""
+        follows = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        follows[offsets[offsets < len(ids)]] = False
+        return cls(ids, follows, embedding)
+
+    @classmethod
+    def of_rows(cls, ids: Tensor, passage: Tensor, embedding: Tensor) -> "Known":
+        """Take rows (R, T), of which `passage`, bool (R, T), says where the passage stands."""
+        follows = passage.clone()
+        follows[:, 1:] &= passage[:, :-1]
+        follows[:, :1] = False
+        return cls(ids, follows, embedding)
+
+    def features(self) -> Tensor:
+        """Lay a token's embedding beside those of its neighbours in the passage, else 0: (..., T, 3D)."""
+        own, linked = self.embedding[self.ids], self.follows[..., 1:, None]
+        before = F.pad(own[..., :-1, :] * linked, (0, 0, 1, 0))
+        return torch.cat((own, before, F.pad(own[..., 1:, :] * linked, (0, 0, 0, 1))), -1)
+
+
+def straight_through_sign(x: Tensor, kind: StraightThrough = "tanh") -> Tensor:
     """Return ±1, 0 counting as -1; the gradient is that of tanh(x) (BTR §3.1), or 1 where |x| < 1 and 0 elsewhere.
 
     'clipped' is the estimator of binarized networks (Courbariaux et al. 2016, arXiv 1602.02830, §1.3).
@@ -26,28 +67,39 @@ def straight_through_sign(x: Tensor, kind: Literal["tanh", "clipped"] = "tanh") 
 
 
 class Binarizer(nn.Module):
-    """Signs of u and their values: mean (D,) and magnitude (D,), float32.
+    """Signs of u and their values, float32: mean (D,) and magnitude (D,) or, 'predictive', what the module's text says.
 
-    straight_through chooses the gradient of the signs, and matters in training alone.
+    bits: m, signs a token; 0: D, and 'channel' and 'paper' know no other number. straight_through chooses the gradient
+    of the signs, and matters in training alone.
     """
 
     def __init__(
         self,
         width: int,
-        calibration: Literal["channel", "paper"] = "channel",
-        straight_through: Literal["tanh", "clipped"] = "tanh",
+        calibration: Calibration = "channel",
+        straight_through: StraightThrough = "tanh",
+        bits: int = 0,
     ) -> None:
         super().__init__()
-        trained = calibration == "channel"
-        self.calibration, self.straight_through = calibration, straight_through
+        if bits > width:
+            raise ValueError(f"bits is {bits}, the reader is {width} wide; choose at most that")
+        self.calibration, self.straight_through, self.bits = calibration, straight_through, bits or width
+        trained = calibration != "paper"
         self.mean = nn.Parameter(torch.zeros(width), requires_grad=trained)
-        self.magnitude = nn.Parameter(torch.ones(width), requires_grad=trained)
+        if calibration == "predictive":
+            self.context = nn.Parameter(torch.zeros(3 * width, width))  # A, B, C
+            self.code = nn.Parameter(torch.eye(self.bits, width))
+            self.value = nn.Parameter(torch.eye(width, self.bits))
+        else:
+            self.magnitude = nn.Parameter(torch.ones(width), requires_grad=trained)
 
     @torch.no_grad()
-    def calibrate(self, u: Tensor) -> None:
-        """Set mean = mean(u) and magnitude = mean |u - mean| from normalised states (M, D).
+    def calibrate(self, u: Tensor, known: Known | None = None) -> None:
+        """Set the values from normalised states u (M, D): 'channel' by their statistics, 'predictive' by least squares.
 
-        The paper's variant has nothing to set.
+        mean = mean(u), magnitude = mean |u - mean|. code: the m principal directions of what is not expected, turned at
+        random so that each sign carries as much, its rows scaled to mean |z| = 1. The paper's variant has nothing to
+        set.
 
         Raises:
             ValueError: no tokens to calibrate from.
@@ -57,20 +109,78 @@ class Binarizer(nn.Module):
         if self.calibration == "channel":
             self.mean.copy_(u.float().mean(0))
             self.magnitude.copy_((u.float() - self.mean).abs().mean(0).clamp(min=SMALLEST_MAGNITUDE))
+        elif self.calibration == "predictive":
+            weights, offset = regress(needed(known).features().double(), u.double())
+            self.context.copy_(torch.cat(weights.chunk(3, 1)))
+            self.mean.copy_(offset)
+            rest = (u - self.expected(known)).double()
+            self.code.copy_(directions(rest, self.bits))
+            z = rest @ self.code.double().T
+            self.code.div_(z.abs().mean(0).clamp(min=SMALLEST_MAGNITUDE)[:, None])
+            self.value.copy_(regress(torch.where(z > 0, 1.0, -1.0).double(), rest)[0])
 
-    def signs(self, u: Tensor) -> Tensor:
-        """Return the bits of u (..., D) as booleans: True where u > mean."""
-        return u.float() > self.mean
+    def expected(self, known: Known | None = None) -> Tensor:
+        """Return what is expected of tokens before their bits are seen: (..., D), or (D,) where all are alike."""
+        if self.calibration != "predictive":
+            return self.mean
+        known = needed(known)
+        kinds, place = known.ids.unique(return_inverse=True)  # an id is multiplied once, however often it comes
+        own, before, after = F.linear(known.embedding[kinds], self.context.to(known.embedding.dtype)).chunk(3, 1)
+        linked = known.follows[..., 1:, None]
+        left, right = before[place[..., :-1]] * linked, after[place[..., 1:]] * linked
+        return self.mean + own[place] + F.pad(left, (0, 0, 1, 0)) + F.pad(right, (0, 0, 0, 1))
 
-    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return u_hat and b = ±1, both float32 (..., D), the bits being those of `signs`.
+    def signs(self, u: Tensor, known: Known | None = None) -> Tensor:
+        """Return the bits of u (..., D) as booleans (..., m): True where +1."""
+        rest = u.float() - self.expected(known)
+        return (F.linear(rest, self.code) if self.calibration == "predictive" else rest) > 0
 
-        Gradients pass straight through tanh((u - mean) / |magnitude|), or its clipped form.
+    def rebuild(self, b: Tensor, known: Known | None = None) -> Tensor:
+        """Return u_hat (..., D) from b = ±1 (..., m)."""
+        expected = self.expected(known)
+        if self.calibration == "predictive":
+            return expected + F.linear(b, self.value.to(b.dtype))
+        return expected + self.magnitude * b
+
+    def forward(self, u: Tensor, known: Known | None = None) -> tuple[Tensor, Tensor]:
+        """Return u_hat float32 (..., D) and b = ±1 (..., m), the bits being those of `signs`.
+
+        Gradients pass straight through tanh((u - mean) / |magnitude|), or tanh(code (u - expected)), or the clipped
+        forms.
         """
+        expected = self.expected(known)
+        rest = u.float() - expected
+        if self.calibration == "predictive":
+            b = straight_through_sign(F.linear(rest, self.code).float(), self.straight_through)
+            return (expected + F.linear(b, self.value)).float(), b
         # Training may carry a magnitude through 0: its sign belongs to u_hat then, and must not turn the bits round.
         width = self.magnitude.detach().abs().clamp(min=SMALLEST_MAGNITUDE)
-        b = straight_through_sign((u.float() - self.mean) / width, self.straight_through)
-        return self.mean + self.magnitude * b, b
+        b = straight_through_sign(rest / width, self.straight_through)
+        return expected + self.magnitude * b, b
+
+
+def needed(known: Known | None) -> Known:
+    """Return what is known of tokens; ValueError if it was not given."""
+    if known is None:
+        raise ValueError("a predictive binarizer needs to know the tokens; pass known")
+    return known
+
+
+def regress(known: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit wanted (M, D) by known (M, K): weights (D, K) and intercept (D,), with a slight ridge."""
+    middle, mean = known.mean(0), wanted.mean(0)
+    centred = known - middle
+    gram = centred.T @ centred
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean() + RIDGE)
+    weights = torch.linalg.solve(gram, centred.T @ (wanted - mean)).T
+    return weights, mean - weights @ middle
+
+
+def directions(rest: Tensor, bits: int) -> Tensor:
+    """Return the `bits` principal directions of rest (M, D), float64, in a basis turned at random: (bits, D)."""
+    principal = torch.linalg.eigh(rest.T @ rest)[1].flip(1)[:, :bits]
+    drawn = torch.randn(bits, bits, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return torch.linalg.qr(drawn)[0].to(rest.device) @ principal.T
 
 
 def safe_weight(weight: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Reader folders: Hugging Face T5 and BERT checkpoints in and out, plus what binarization adds.
 
 A folder holds `config.json`, `model.safetensors` (transformers' names), `tokenizer.json`, and for a BTR reader
-`btr_config.json` and `btr.safetensors` (the binarizer's mean and magnitude). transformers reads the same folder as a
+`btr_config.json` and `btr.safetensors` (the binarizer's values). transformers reads the same folder as a
 plain T5 or a plain BertForQuestionAnswering.
 """
 
@@ -206,7 +206,7 @@ def load_span(folder: Path, dtype: torch.dtype, config: ReaderConfig, new_head: 
             "copy the checkpoint again"
         )
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in found.items()}, assign=True, strict=False)
-    model.binarizer = Binarizer(model.width, config.calibration)  # of numbers, not of the meta device
+    model.binarizer = Binarizer(model.width, config.calibration, bits=config.bits)  # of numbers, not of the meta device
     return model.eval()
 
 
@@ -249,7 +249,8 @@ def configured(model: FiD | SpanReader, config: ReaderConfig) -> FiD | SpanReade
     other = FiD(model.t5, config) if isinstance(model, FiD) else SpanReader(model.bert, config)
     if isinstance(model, SpanReader) and isinstance(other, SpanReader):
         other.head = model.head
-    if (config.k, config.calibration) == (model.config.k, model.config.calibration):
+    mine, theirs = model.config, config
+    if (mine.k, mine.calibration, mine.bits) == (theirs.k, theirs.calibration, theirs.bits):
         other.binarizer = model.binarizer
     return other
 
@@ -284,7 +285,11 @@ def save_reader(model: FiD | SpanReader, tokenizer: Tokenizer, folder: Path) -> 
     write(folder / "tokenizer_config.json", json.dumps(facts, indent=2))
     tensors(folder / "model.safetensors", weights)
     if model.config.k:
-        values = {name: tensor.contiguous() for name, tensor in model.binarizer.state_dict().items()}
+        wide = model.dtype if model.config.calibration == "predictive" else torch.float32  # matrices, as weights are
+        values = {
+            name: tensor.to(wide if tensor.dim() > 1 else torch.float32).contiguous()
+            for name, tensor in model.binarizer.state_dict().items()
+        }
         tensors(folder / "btr.safetensors", values)
     write(folder / "btr_config.json", json.dumps(asdict(model.config), indent=2))
 

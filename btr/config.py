@@ -4,7 +4,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 Mode = Literal["full", "float", "binary"]
-Calibration = Literal["channel", "paper"]
+Calibration = Literal["predictive", "channel", "paper"]
+StraightThrough = Literal["tanh", "clipped"]
+CALIBRATIONS: tuple[Calibration, ...] = ("predictive", "channel", "paper")
 MODES: tuple[Mode, ...] = ("full", "float", "binary")
 
 
@@ -153,12 +155,15 @@ class ReaderConfig:
     """How a reader splits, binarizes and limits its input; `btr_config.json`.
 
     k is the number of lower encoder layers run apart (0: the reader knows `full` mode only).
-    calibration is 'channel' (u_hat = mean + magnitude * sign(u - mean)) or 'paper' (u_hat = sign(u)).
+    calibration is 'channel' (u_hat = mean + magnitude * sign(u - mean)), 'predictive' (signs of what the tokens
+    themselves do not tell) or 'paper' (u_hat = sign(u)). bits is the number of signs a token, 0 for D; 'predictive'
+    alone takes fewer.
     Limits are in tokens: question without the end of sequence, passage with it.
     """
 
     k: int = 0
     calibration: Calibration = "channel"
+    bits: int = 0
     default_mode: Mode = "full"
     passages: int = 20  # read per question unless told
     max_question_tokens: int = 64
@@ -166,11 +171,19 @@ class ReaderConfig:
     format_version: int = 1
 
     def __post_init__(self) -> None:
-        if self.calibration not in ("channel", "paper"):
-            raise ConfigError(f"calibration is {self.calibration!r}; known: 'channel', 'paper'")
+        if self.calibration not in CALIBRATIONS:
+            raise ConfigError(f"calibration is {self.calibration!r}; known: {', '.join(CALIBRATIONS)}")
         if self.default_mode not in MODES:
             raise ConfigError(f"default_mode is {self.default_mode!r}; known: {', '.join(MODES)}")
-        for name, least in (("k", 0), ("passages", 1), ("max_question_tokens", 1), ("max_passage_tokens", 2)):
+        if self.bits and self.calibration != "predictive":
+            raise ConfigError(f"bits is {self.bits} and calibration {self.calibration!r}; only 'predictive' takes bits")
+        for name, least in (
+            ("k", 0),
+            ("bits", 0),
+            ("passages", 1),
+            ("max_question_tokens", 1),
+            ("max_passage_tokens", 2),
+        ):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ConfigError(f"{name} is {value!r}; use an integer of at least {least}")

@@ -166,7 +166,7 @@ def bytes_per_token(setting: Setting, store: Store | None) -> float | None:
     if store is not None and uses_store(setting, store):
         parts = store.manifest.part_bytes
         return (parts["signs"] + parts["scalars"]) / max(store.manifest.tokens, 1)
-    return 8.0 * -(-reader.D // 64) + 2
+    return 8.0 * -(-reader.bits // 64) + 2
 
 
 def read_modes(text: str) -> list[Mode]:

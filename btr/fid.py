@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from btr.binarize import Binarizer, safe_weight
+from btr.binarize import Binarizer, Known, safe_weight
 from btr.config import Mode, ReaderConfig
 from btr.merge import Schedule, Tokens
 from btr.t5 import T5, RMSNorm
@@ -47,17 +47,17 @@ class FiD(nn.Module):
             raise ValueError(f"k is {config.k}, the encoder has {n} layers; choose 1 <= k <= {n - 1}")
         self.t5 = t5
         self.config = config
-        self.binarizer = Binarizer(t5.config.d_model, config.calibration)
+        self.binarizer = Binarizer(t5.config.d_model, config.calibration, bits=config.bits)
 
     @property
     def join_norm(self) -> RMSNorm:
         """The first RMSNorm of layer k+1, where u is taken."""
         return self.t5.encoder.layers[self.config.k].attention_norm
 
-    def binarized(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def binarized(self, hidden: Tensor, known: Known | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return h_hat (residual), u_hat (normalised) and the signs ±1 of hidden (..., D)."""
         norm = self.join_norm
-        u_hat, signs = self.binarizer(norm(hidden))
+        u_hat, signs = self.binarizer(norm(hidden), known)
         h_hat = u_hat / safe_weight(norm.weight) * norm.rms(hidden)
         return h_hat.to(hidden.dtype), u_hat.to(hidden.dtype), signs
 
@@ -76,7 +76,7 @@ class FiD(nn.Module):
             apart = encoder(hidden, encoder.bias(positions, blocks), 0, k)
         joined, normed, signs = apart, None, None
         if mode == "binary":
-            h_hat, u_hat, signs = self.binarized(apart)
+            h_hat, u_hat, signs = self.binarized(apart, Known.of_rows(ids, passage & mask, self.embedding))
             joined = torch.where(passage[..., None], h_hat, apart)
             normed = torch.where(passage[..., None], u_hat, self.join_norm(apart))
         return Rows(encoder.finish(encoder(joined, joint, k, None, normed)), joined, apart, signs)
@@ -112,15 +112,24 @@ class FiD(nn.Module):
         """Return u, what signs are taken of, for states (..., D) after layer k."""
         return self.join_norm(hidden)
 
-    def scale(self, hidden: Tensor) -> Tensor:
-        """Return the scalar that is kept of each token: hidden (..., D) -> (..., 1)."""
-        return self.join_norm.rms(hidden)
+    def keep(self, hidden: Tensor, known: Known) -> tuple[Tensor, Tensor]:
+        """Return what a store keeps of hidden (M, D): signs as booleans (M, bits), and scalars (M,), float32."""
+        return self.binarizer.signs(self.normalised(hidden), known), self.join_norm.rms(hidden)[:, 0].float()
 
     def tables(self) -> list[tuple[Tensor, Tensor, bool]]:
         """Return mean and magnitude (D,) of each stream that `join` takes, h_hat and u_hat, and if it is scaled."""
         mean, magnitude = self.binarizer.mean, self.binarizer.magnitude
         weight = safe_weight(self.join_norm.weight)
         return [(mean / weight, magnitude / weight, True), (mean, magnitude, False)]
+
+    def streams(self, u_hat: Tensor, scale: Tensor) -> list[Tensor]:
+        """Return the streams that `join` takes, h_hat and u_hat, of u_hat (M, D) and scalars (M,)."""
+        return [u_hat * (scale[:, None] / safe_weight(self.join_norm.weight)).to(u_hat.dtype), u_hat]
+
+    @property
+    def embedding(self) -> Tensor:
+        """Embeddings of the tokens, (V, D)."""
+        return self.t5.embedding.weight
 
     @property
     def width(self) -> int:
@@ -149,7 +158,9 @@ class FiD(nn.Module):
         tensors = [(f"{i}.{name}", p.bfloat16()) for i, part in enumerate(lower) for name, p in part.named_parameters()]
         shape = asdict(replace(self.t5.config, dropout_rate=0.0))
         facts = repr(sorted((name, shape[name]) for name in shape if "decoder" not in name))
-        return [*tensors, ("mean", self.binarizer.mean)], f"{facts}{k} {self.config.calibration}"
+        binarizer = [(name, p) for name, p in self.binarizer.named_parameters() if name in ("mean", "context", "code")]
+        tensors += [(name, p.bfloat16()) for name, p in binarizer]
+        return tensors, f"{facts}{k} {self.config.calibration} {self.binarizer.bits}"
 
     def answer_logits(self, memory: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
         """Score labels (B, S) from memory (R, T, D) as (B, S, V); R a multiple of B, rows of a question adjacent."""

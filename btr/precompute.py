@@ -314,7 +314,7 @@ def describe(options: argparse.Namespace, reader: Reader, corpus_hash: str) -> S
         fingerprint=reader.fingerprint,
         tokenizer_hash=reader.tokenizer_hash,
         k=reader.config.k,
-        D=reader.D,
+        D=reader.bits,
         vocab_size=reader.model.vocab_size,
         max_passage_tokens=reader.config.max_passage_tokens,
         corpus_hash=corpus_hash,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from btr import kernels, layout
 from btr.answer import Answer, Memory, Span, Stopwatch
+from btr.binarize import Known
 from btr.checkpoint import digest, load_reader, load_tokenizer, resolve, save_reader
 from btr.config import MODES, Mode, ReaderConfig
 from btr.errors import InputError
@@ -112,6 +113,11 @@ class Reader:
         return self.model.width
 
     @property
+    def bits(self) -> int:
+        """Signs that are kept of a token: D, or fewer."""
+        return self.model.binarizer.bits
+
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits over all that stored bits depend on.
 
@@ -138,8 +144,11 @@ class Reader:
         if not len(passages):
             raise InputError("no passages to calibrate from; pass at least one")
         ids, _ = self.passage_ids(titled(passages))
-        normalised = [self.model.normalised(states) for _, states in self._lower(ids)]
-        self.model.binarizer.calibrate(torch.cat(normalised))
+        found = dict(self._lower(ids))
+        normalised = torch.cat([self.model.normalised(found[i]) for i in range(len(ids))])
+        lengths = np.array([len(row) for row in ids])
+        tokens = np.concatenate([np.array(row, np.int64) for row in ids])
+        self.model.binarizer.calibrate(normalised, self._known(tokens, np.cumsum(lengths) - lengths))
         self._fingerprint = None
 
     def question_ids(self, question: str) -> list[int]:
@@ -194,21 +203,25 @@ class Reader:
             raise InputError("mode 'full' reads passages with the question and keeps nothing; use 'binary' or 'float'")
         lengths = np.array([len(row) for row in ids], np.int32)
         offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-        M, W = int(offsets[-1]), -(-self.D // 64)
-        scale = np.zeros(M, np.float16)
-        packed = np.zeros((M, W), np.uint64) if mode == "binary" else None
-        states = np.zeros((M, self.D), np.float32) if mode == "float" else None
-        for i, hidden in self._lower(ids):
-            at = slice(offsets[i], offsets[i + 1])
-            scale[at] = self.model.scale(hidden).clamp(max=65504).squeeze(-1).float().numpy()
-            if packed is not None:
-                packed[at] = kernels.pack(self.model.binarizer.signs(self.model.normalised(hidden)).numpy())
-            if states is not None:
-                states[at] = hidden.float().numpy()
+        tokens = np.array([t for row in ids for t in row], np.uint32)
+        hidden = torch.zeros(len(tokens), self.D, dtype=self.model.dtype)
+        for i, states in self._lower(ids):
+            hidden[offsets[i] : offsets[i + 1]] = states
+        signs, scale = self.model.keep(hidden, self._known(tokens, offsets[:-1]))
+        binary = mode == "binary"
         texts = ((p.id, p.title, p.text) for p in passages)
         names, titles, contents = zip(*texts, strict=True) if len(passages) else ((), (), ())
-        tokens = np.array([t for row in ids for t in row], np.uint32)
-        return Encoded(self.fingerprint, self.D, names, titles, contents, lengths, tokens, scale, packed, states)
+        return Encoded(
+            self.fingerprint, self.bits if binary else self.D, names, titles, contents, lengths, tokens,
+            scale.clamp(max=65504).to(torch.float16).numpy(),
+            kernels.pack(signs.numpy()) if binary else None,
+            None if binary else hidden.float().numpy(),
+        )  # fmt: skip
+
+    def _known(self, tokens: np.ndarray, offsets: np.ndarray) -> Known:
+        """Say what is known beside their bits of tokens (M,) of passages that begin at these offsets (N,)."""
+        ids = torch.from_numpy(tokens.astype(np.int64))
+        return Known.of_passages(ids, torch.from_numpy(offsets.astype(np.int64)), self.model.embedding)
 
     @torch.inference_mode()
     def _lower(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
@@ -366,4 +379,8 @@ class Reader:
             )
             return torch.from_numpy(values).view(torch.bfloat16) if bf16 else torch.from_numpy(values)
 
-        return [expand(*table) for table in self.model.tables()]
+        if self.config.calibration != "predictive":
+            return [expand(*table) for table in self.model.tables()]
+        signs = expand(torch.zeros(encoded.D), torch.ones(encoded.D), False)
+        u_hat = self.model.binarizer.rebuild(signs, self._known(encoded.token_ids, encoded.offsets[:-1]))
+        return [stream.to(dtype) for stream in self.model.streams(u_hat, torch.from_numpy(scale))]

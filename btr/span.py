@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from btr.bert import Bert
-from btr.binarize import Binarizer
+from btr.binarize import Binarizer, Known
 from btr.config import Mode, ReaderConfig
 from btr.fid import Rows
 
@@ -36,20 +36,25 @@ class SpanReader(nn.Module):
             )
         self.bert = bert
         self.config = config
-        self.binarizer = Binarizer(bert.config.hidden_size, config.calibration)
+        self.binarizer = Binarizer(bert.config.hidden_size, config.calibration, bits=config.bits)
         self.head = nn.Linear(bert.config.hidden_size, 2)
 
-    def scale(self, hidden: Tensor) -> Tensor:
-        """Return the scalar of each token (..., 1), float32: the best s for h ~ s * u_hat; 1 in the paper's variant."""
+    def fit(self, hidden: Tensor, u_hat: Tensor) -> Tensor:
+        """Return the scalar of each token (..., 1): the best s for hidden ~ s * u_hat; 1 in the paper's variant."""
         if self.config.calibration == "paper":
             return torch.ones_like(hidden[..., :1], dtype=torch.float32)
-        u_hat = self.binarizer(hidden)[0].detach()
+        u_hat = u_hat.detach()
         return (hidden.float() * u_hat).sum(-1, keepdim=True) / u_hat.square().sum(-1, keepdim=True)
 
-    def binarized(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Return h_hat and the signs ±1 of hidden (..., D)."""
-        u_hat, signs = self.binarizer(hidden)
-        return (u_hat * self.scale(hidden)).to(hidden.dtype), signs
+    def binarized(self, hidden: Tensor, known: Known | None = None) -> tuple[Tensor, Tensor]:
+        """Return h_hat (..., D) and the signs ±1 of hidden (..., D)."""
+        u_hat, signs = self.binarizer(hidden, known)
+        return (u_hat * self.fit(hidden, u_hat)).to(hidden.dtype), signs
+
+    def keep(self, hidden: Tensor, known: Known) -> tuple[Tensor, Tensor]:
+        """Return what a store keeps of hidden (M, D): signs as booleans (M, bits), and scalars (M,), float32."""
+        u_hat, signs = self.binarizer(hidden, known)
+        return signs > 0, self.fit(hidden, u_hat)[:, 0]
 
     def normalised(self, hidden: Tensor) -> Tensor:
         """Return u, what signs are taken of: the layer's output itself, which a LayerNorm has just left."""
@@ -58,6 +63,15 @@ class SpanReader(nn.Module):
     def tables(self) -> list[tuple[Tensor, Tensor, bool]]:
         """Return mean and magnitude (D,) of the one stream that `join` takes, and that it is scaled."""
         return [(self.binarizer.mean, self.binarizer.magnitude, True)]
+
+    def streams(self, u_hat: Tensor, scale: Tensor) -> list[Tensor]:
+        """Return the one stream that `join` takes, of u_hat (M, D) and scalars (M,)."""
+        return [u_hat * scale[:, None]]
+
+    @property
+    def embedding(self) -> Tensor:
+        """Embeddings of the tokens, (V, D)."""
+        return self.bert.embedding.weight
 
     @property
     def width(self) -> int:
@@ -84,8 +98,9 @@ class SpanReader(nn.Module):
         bert, config = self.bert, self.config
         lower = [bert.embedding, bert.positions, bert.segments, bert.embedding_norm, *bert.layers[: config.k]]
         tensors = [(f"{i}.{name}", p.bfloat16()) for i, part in enumerate(lower) for name, p in part.named_parameters()]
-        tensors += [("mean", self.binarizer.mean), ("magnitude", self.binarizer.magnitude)]
-        return tensors, f"{bert.config} {config.k} {config.calibration} {config.max_question_tokens}"
+        tensors += [(name, p.bfloat16()) for name, p in self.binarizer.named_parameters()]
+        facts = f"{bert.config} {config.k} {config.calibration} {self.binarizer.bits} {config.max_question_tokens}"
+        return tensors, facts
 
     def embed(self, ids: Tensor, passage: Tensor, question_lengths: Tensor) -> Tensor:
         """Embed rows (R, T): the question from position 0, the passage (bool (R, T)) from the fixed offset."""
@@ -108,7 +123,7 @@ class SpanReader(nn.Module):
             apart = self.bert(hidden, mask[:, None] & (passage[:, None] == passage[:, :, None]), 0, k)
         joined, signs = apart, None
         if mode == "binary":
-            h_hat, signs = self.binarized(apart)
+            h_hat, signs = self.binarized(apart, Known.of_rows(ids, passage & mask, self.embedding))
             joined = torch.where(passage[..., None], h_hat, apart)
         return Rows(self.bert(joined, mask[:, None], k), joined, apart, signs)
 

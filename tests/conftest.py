@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # slow to import, and most tests do without
     from torch import Tensor
     from transformers import BertForQuestionAnswering, T5ForConditionalGeneration
 
-    from btr.binarize import Binarizer
+    from btr.binarize import Binarizer, Known
     from btr.corpus import Passage
     from btr.reader import Reader
 
@@ -239,17 +239,25 @@ def reader_folder(tiny_reader: "Reader", tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def calibrate_clear() -> "Callable[[Binarizer, Tensor], None]":
-    """Calibrate on states (M, D), and move each mean into the widest gap about it.
+def calibrate_clear() -> "Callable[..., None]":
+    """Calibrate on states (M, D), and move each threshold into the widest gap about it.
 
-    A state that lies on the mean but for its last digit has another bit on another machine, and all else with it.
+    A state that lies on it but for its last digit has another bit on another machine, and all else with it.
     """
 
-    def calibrate(binarizer: "Binarizer", u: "Tensor") -> None:
-        binarizer.calibrate(u)
+    def calibrate(binarizer: "Binarizer", u: "Tensor", known: "Known | None" = None) -> None:
+        binarizer.calibrate(u, known)
         if binarizer.calibration == "channel":
-            middle = u.detach().sort(0).values[len(u) // 4 : -(len(u) // 4)]
-            below = middle.diff(dim=0).argmax(0, keepdim=True)
-            binarizer.mean.data = (middle.gather(0, below) + middle.gather(0, below + 1))[0] / 2
+            binarizer.mean.data = gap(u)
+        elif binarizer.calibration == "predictive":
+            code = binarizer.code.detach()
+            binarizer.mean.data += code.pinverse() @ gap((u - binarizer.expected(known)) @ code.T)
 
     return calibrate
+
+
+def gap(values: "Tensor") -> "Tensor":
+    """Return the middle of the widest gap between the quartiles of values (M, D): (D,)."""
+    middle = values.detach().sort(0).values[len(values) // 4 : -(len(values) // 4)]
+    below = middle.diff(dim=0).argmax(0, keepdim=True)
+    return (middle.gather(0, below) + middle.gather(0, below + 1))[0] / 2

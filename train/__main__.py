@@ -45,7 +45,7 @@ def start(trainer: Trainer, draw: Callable[[int], Tensors], resume: bool) -> boo
     trainer.processes.wait()
     if trainer.resume():
         return True
-    unset = trainer.student.config.calibration == "channel" and not trainer.student.binarizer.mean.any()
+    unset = trainer.student.config.calibration != "paper" and not trainer.student.binarizer.mean.any()
     if unset and any(mode == "binary" for mode, _ in trainer.stage.modes):
         trainer.calibrate([draw(-1 - i) for i in range(CALIBRATION_BATCHES)])
     return False

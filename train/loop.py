@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from btr.binarize import Known
 from btr.checkpoint import save_reader
 from btr.config import Mode
 from btr.errors import InputError
@@ -22,6 +23,7 @@ from btr.fid import FiD
 from btr.span import SpanReader
 from btr.train.dev import Dev, better, describe
 from btr.train.folder import CURE, RunFolder
+from btr.train.losses import passage_tokens
 from btr.train.objectives import build_objective
 from btr.train.pieces import split, weigh
 from btr.train.processes import Alone
@@ -132,15 +134,17 @@ class Trainer:
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensors]) -> None:
         """Set the binarizer from the passages of some batches."""
-        self.student.eval()
-        found = []
+        student = self.student.eval()
+        found, tokens, follows = [], [], []
         for batch in batches:
             ids, lengths, asked = (tensor.to(self.processes.device) for tensor in batch.tensors()[:3])
-            rows = self.student.rows(ids, lengths, asked, "float")
-            positions = torch.arange(ids.shape[1], device=ids.device)[None]
-            passage = (positions >= asked[:, None]) & (positions < lengths[:, None])
-            found.append(self.student.normalised(rows.joined)[passage])
-        self.student.binarizer.calibrate(torch.cat(found))
+            passage = passage_tokens(ids, lengths, asked)
+            rows = student.rows(ids, lengths, asked, "float")
+            found.append(student.normalised(rows.joined)[passage])
+            tokens.append(ids[passage])
+            follows.append(Known.of_rows(ids, passage, student.embedding).follows[passage])
+        known = Known(torch.cat(tokens), torch.cat(follows), student.embedding)
+        student.binarizer.calibrate(torch.cat(found), known)
         self.student.train()
 
     def settings(self) -> dict[str, Any]:

@@ -88,15 +88,19 @@ def distillation_loss(student: Tensor, teacher: Tensor, chosen: Tensor) -> Tenso
     return error / ((teacher.float().pow(2) * weights).sum() / count).clamp(min=1e-6)
 
 
-def recovery_loss(signs: Tensor, apart: Tensor, passage: Tensor, projection: nn.Module) -> Tensor:
-    """Mean over passage tokens and dimensions of (x - (W b + c))²: can the state be rebuilt from its bits? (BTR §3.1)
+def root_mean_square(states: Tensor) -> Tensor:
+    """Return the root mean square of states (..., D) over D, float32 (..., 1), never 0."""
+    return (states.float().pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
 
-    signs ±1 (R, T, D), apart (R, T, D) the residual stream before the signs, passage bool (R, T); x is the stream
-    divided by its root mean square, which the store keeps as a scalar, so that only the direction has to be in bits.
+
+def recovery_loss(apart: Tensor, rebuilt: Tensor, passage: Tensor) -> Tensor:
+    """Mean over passage tokens and dimensions of (x - x_hat)²: can the state be rebuilt from its bits? (BTR §3.1)
+
+    apart (R, T, D) is the residual stream before the signs, rebuilt (R, T, D) what the bits give of it, passage bool
+    (R, T). Both are divided by the root mean square of the stream, which the store keeps as a scalar, so that only the
+    direction has to be in bits.
     """
-    states = apart.float()
-    unit = states * (states.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()
-    error = (unit - projection(signs)).float().pow(2).mean(-1)
+    error = ((apart.float() - rebuilt.float()) / root_mean_square(apart)).pow(2).mean(-1)
     return mean_over(error, passage)
 
 

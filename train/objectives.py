@@ -11,7 +11,7 @@ The teacher reads in mode `full`. Shapes as in `train/losses.py`; M = N * T memo
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
@@ -34,6 +34,7 @@ from btr.train.losses import (
     pointing,
     rate_loss,
     recovery_loss,
+    root_mean_square,
     span_loss,
     task_loss,
     top_tokens,
@@ -72,12 +73,15 @@ def build_objective(student: "FiD | SpanReader", stage: Stage) -> Objective:
     return SpanObjective(student, stage)
 
 
-def build_projection(width: int, stage: Stage) -> nn.ModuleDict | None:
-    """Make the weights of the recovery (the identity at first) and of the rate (every bit even at first)."""
+def build_projection(student: FiD | SpanReader, stage: Stage) -> nn.ModuleDict | None:
+    """Make the weights of the recovery (the identity at first) and of the rate (every bit even at first).
+
+    A predictive binarizer rebuilds states itself, and needs no other weights for its recovery.
+    """
     made: dict[str, nn.Module] = {}
     for name, start in (("recovery", nn.init.eye_), ("rate", nn.init.zeros_)):
-        if name in stage.losses:
-            made[name] = layer = nn.Linear(width, width)
+        if name in stage.losses and (name, student.binarizer.calibration) != ("recovery", "predictive"):
+            made[name] = layer = nn.Linear(student.width, student.binarizer.bits)
             start(layer.weight)
             nn.init.zeros_(layer.bias)
     return nn.ModuleDict(made) if made else None
@@ -96,7 +100,7 @@ class GenerativeObjective:
     """Losses of FiD; inputs are ids (R, T), lengths, question_lengths (R,), labels (B, S)."""
 
     def __init__(self, student: FiD, stage: Stage) -> None:
-        self.stage, self.projection = stage, build_projection(student.width, stage)
+        self.stage, self.projection = stage, build_projection(student, stage)
 
     def __call__(self, student: FiD, teacher: FiD | None, inputs: tuple[Tensor, ...], mode: Mode) -> dict[str, Tensor]:
         """Return the losses of the stage, by name."""
@@ -107,7 +111,7 @@ class GenerativeObjective:
         found = {"task": task_loss(logits, labels)}
         if self.stage.taught:
             found |= self.taught(present(teacher, self.stage), rows, logits, looked, inputs)
-        found |= bit_losses(self.projection, rows, student.t5.embedding(ids), passage)
+        found |= bit_losses(self, student, rows, ids, passage)
         return select(found, self.stage)
 
     def taught(
@@ -143,7 +147,7 @@ class SpanObjective:
     """Losses of a span reader; inputs are ids (R, T), lengths, question_lengths (R,), targets (B, K, 2), pointable."""
 
     def __init__(self, student: SpanReader, stage: Stage) -> None:
-        self.stage, self.projection = stage, build_projection(student.width, stage)
+        self.stage, self.projection = stage, build_projection(student, stage)
 
     def __call__(
         self, student: SpanReader, teacher: SpanReader | None, inputs: tuple[Tensor, ...], mode: Mode
@@ -163,7 +167,7 @@ class SpanObjective:
             chosen = asked | choose(self.stage, saw, passage)
             found["distillation"] = distillation_loss(rows.memory, saw.memory, chosen)
             found["answers"] = (divergence(start, wanted[0]) + divergence(end, wanted[1])).mean() / 2
-        found |= bit_losses(self.projection, rows, student.bert.embedding(ids), passage)
+        found |= bit_losses(self, student, rows, ids, passage)
         return select(found, self.stage)
 
 
@@ -185,15 +189,20 @@ def choose(stage: Stage, saw: Taught, passage: Tensor) -> Tensor:
     return passage if saw.looked is None else top_tokens(saw.looked, passage, stage.top_ratio)
 
 
-def bit_losses(projection: nn.ModuleDict | None, rows: Rows, embedded: Tensor, passage: Tensor) -> dict[str, Tensor]:
-    """Return the losses of the signs that have weights; none in a mode without signs."""
+def bit_losses(
+    objective: GenerativeObjective | SpanObjective, student: FiD | SpanReader, rows: Rows, ids: Tensor, passage: Tensor
+) -> dict[str, Tensor]:
+    """Return the losses of the signs that the stage has; none in a mode without signs."""
     found: dict[str, Tensor] = {}
-    if projection is None or rows.signs is None:
+    if rows.signs is None:
         return found
-    if "recovery" in projection:
-        found["recovery"] = recovery_loss(rows.signs, rows.apart, passage, projection["recovery"])
-    if "rate" in projection:
-        found["rate"] = rate_loss(rows.signs, embedded, passage, projection["rate"])
+    trained: Mapping[str, nn.Module] = {} if objective.projection is None else dict(objective.projection.items())
+    if "recovery" in objective.stage.losses:
+        linear = trained.get("recovery")
+        rebuilt = rows.joined if linear is None else linear(rows.signs) * root_mean_square(rows.apart)
+        found["recovery"] = recovery_loss(rows.apart, rebuilt, passage)
+    if "rate" in trained:
+        found["rate"] = rate_loss(rows.signs, student.embedding[ids], passage, trained["rate"])
     return found
 
 

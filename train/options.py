@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from btr.config import MODES, T5_SHAPES, Mode
+from btr.config import CALIBRATIONS, MODES, T5_SHAPES, Mode
 from btr.errors import InputError
 from btr.train.schedule import OPTIMISERS, RATES
 from btr.train.stages import CHOICES, LOSSES, STAGES, Stage
 
 COUNTS = (
     *("size", "limit", "top", "batch", "passages", "row_tokens", "question_tokens", "answer_tokens", "text_passages"),
-    *("text_words", "accumulate", "dev_every", "dev_limit", "dev_passages"),
+    *("bits", "text_words", "accumulate", "dev_every", "dev_limit", "dev_passages"),
 )
 AMOUNTS = ("steps", "learning_rate", "warmup", "weight_decay", "save_every")
 LEAST = dict.fromkeys(COUNTS, 1) | dict.fromkeys(AMOUNTS, 0)
@@ -121,7 +121,8 @@ def add_start(stage: argparse.ArgumentParser) -> None:
     start.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json of a new T5")
     count(start, "--k", None, "lower encoder layers run apart; default: the reader's own, or 0")
     about = "how signs get their values; default: the reader's own, or channel"
-    start.add_argument("--calibration", choices=["channel", "paper"], help=about)
+    start.add_argument("--calibration", choices=CALIBRATIONS, help=about)
+    count(start, "--bits", None, "signs a token, of --calibration predictive; default: the reader's, or D")
     start.add_argument("--teacher", help="reader folder to distil from")
     about = "turn student and teacher by a random rotation, for signs in another basis; in one stage, not in each; T5"
     start.add_argument("--rotate", action=BooleanOptionalAction, default=False, help=about)

@@ -46,7 +46,7 @@ def build_optimisers(named: Iterable[tuple[str, nn.Parameter]], schedule: Schedu
         {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
     ]
     rate = schedule.learning_rate
-    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))]
+    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)]
     if hidden:
         decay = schedule.weight_decay
         optimisers.append(torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))

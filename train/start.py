@@ -45,7 +45,7 @@ def load_student(options: argparse.Namespace) -> tuple[FiD | SpanReader, Tokeniz
     """
     folder = resolve(options.reader)
     loaded, tokenizer = load_reader(folder, torch.float32, None, new_head=True), load_tokenizer(folder)
-    asked: dict[str, Any] = {"k": options.k, "calibration": options.calibration}
+    asked: dict[str, Any] = {"k": options.k, "calibration": options.calibration, "bits": options.bits}
     if not (folder / "btr_config.json").exists():
         asked["max_question_tokens"] = max(options.question_tokens, loaded.config.max_question_tokens)
     student = configure(loaded, **{name: value for name, value in asked.items() if value is not None})
@@ -75,7 +75,8 @@ def new_student(options: argparse.Namespace) -> tuple[FiD | SpanReader, Tokenize
     initialise(t5, options.seed)
     limit = max(options.question_tokens, ReaderConfig.max_question_tokens)
     made = FiD(t5, ReaderConfig(max_question_tokens=limit))
-    return configure(made, k=options.k or 0, calibration=options.calibration or "channel"), tokenizer
+    chosen = {"calibration": options.calibration or "channel", "bits": options.bits or 0}
+    return configure(made, k=options.k or 0, **chosen), tokenizer
 
 
 def turned(model: FiD | SpanReader, seed: int) -> FiD:

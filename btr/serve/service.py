@@ -193,7 +193,7 @@ class Service:
             model=self.model,
             passages=_cite(chosen, answer),
             timings=timings,
-            bits_read=tokens * self.reader.D if mode == "binary" else 0,
+            bits_read=tokens * self.reader.bits if mode == "binary" else 0,
             tokens_read=tokens,
         )
 

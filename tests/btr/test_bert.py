@@ -93,7 +93,8 @@ def test_halves_make_the_whole(model: SpanReader, mode: Mode, calibration: str) 
             if mode == "binary":
                 mean, magnitude, _ = model.tables()[0]
                 bits = torch.where(model.binarizer.signs(passage), 1.0, -1.0)
-                passage = model.scale(passage) * (mean + magnitude * bits)
+                u_hat = mean + magnitude * bits
+                passage = model.fit(passage, u_hat) * u_hat
             memory = model.join(torch.cat([question, passage], 1), torch.tensor([length]))
             assert (memory[0] - rows.memory[r, :length]).abs().max() <= tolerance(rows.memory, 60000)
 
@@ -114,7 +115,7 @@ def test_scale_is_the_best_one(model: SpanReader) -> None:
         best, _ = model.binarized(hidden)
         u_hat = model.binarizer(hidden)[0]
         for change in (-0.1, 0.1):
-            worse = (model.scale(hidden) + change) * u_hat
+            worse = (model.fit(hidden, u_hat) + change) * u_hat
             assert ((hidden - best).square().sum(-1) < (hidden - worse).square().sum(-1)).all()
 
 

@@ -17,7 +17,7 @@ from transformers import T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from btr.answer import surface
-from btr.binarize import Binarizer
+from btr.binarize import Known
 from btr.config import MODES, Mode
 from btr.corpus import Passage
 from btr.errors import InputError
@@ -136,25 +136,42 @@ def test_float_mode_is_whole_rows_under_a_mask(reader: Reader, tiny_passages: li
     assert torch.equal(memory_of(other, QUESTIONS[0], encoded, "float"), found)
 
 
-@pytest.mark.parametrize(("k", "calibration"), [(1, "channel"), (2, "channel"), (3, "channel"), (2, "paper")])
+KINDS = [(1, "channel", 0), (2, "channel", 0), (3, "channel", 0), (2, "paper", 0), (2, "predictive", 0)]
+
+
+@pytest.mark.parametrize(("k", "calibration", "bits"), [*KINDS, (1, "predictive", 20)])
 def test_binary_mode_is_whole_rows_but_for_a_rounded_scale(
     reader: Reader,
     tiny_passages: list[Passage],
     k: int,
     calibration: str,
-    calibrate_clear: Callable[[Binarizer, Tensor], None],
+    bits: int,
+    calibrate_clear: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A float16 is off by 2^-11 of itself at most: with the scale, all of a token's residual stream is."""
-    model = configured(reader, k=k, calibration=calibration).model
-    states = Reader(model, reader.tokenizer).encode_passages(tiny_passages, "float").states
-    calibrate_clear(model.binarizer, model.join_norm(torch.from_numpy(states)))
+    model = configured(reader, k=k, calibration=calibration, bits=bits).model
+    other = Reader(model, reader.tokenizer)
+    held = other.encode_passages(tiny_passages, "float")
+    tokens, offsets = (torch.from_numpy(part.astype(np.int64)) for part in (held.token_ids, held.offsets[:-1]))
+    known = Known.of_passages(tokens, offsets, model.embedding)
+    calibrate_clear(model.binarizer, model.join_norm(torch.from_numpy(held.states)), known)
     other = Reader(model, reader.tokenizer)
     found = memory_of(other, QUESTIONS[0], tiny_passages, "binary")
     expected = rows_of(other, QUESTIONS[0], tiny_passages, "binary")
     assert float((found - expected).abs().max()) <= 2**-11 * float(expected.abs().max())
-    rms = RMSNorm.rms
-    monkeypatch.setattr(RMSNorm, "rms", lambda self, hidden: rms(self, hidden).half().float())
+    encoded, rms, Q = other.encode_passages(tiny_passages), RMSNorm.rms, len(other.question_ids(QUESTIONS[0]))
+
+    def kept(self: RMSNorm, hidden: Tensor) -> Tensor:
+        """Take the scalars that are kept: one in a thousand lies where the last digit of its state decides its own."""
+        values = rms(self, hidden)
+        for row, (begin, length) in enumerate(zip(encoded.offsets[:-1], encoded.lengths, strict=True)):
+            scale = torch.from_numpy(encoded.scale[begin : begin + length]).float()
+            assert torch.allclose(values[row, Q : Q + length, 0], scale, rtol=2**-11 + 2**-20, atol=0)
+            values[row, Q : Q + length, 0] = scale
+        return values
+
+    monkeypatch.setattr(RMSNorm, "rms", kept)
     expected = rows_of(other, QUESTIONS[0], tiny_passages, "binary")
     assert float((found - expected).abs().max()) <= tolerance(expected)
 

@@ -178,35 +178,28 @@ def test_distillation_loss_does_not_depend_on_scale(scale: float) -> None:
     assert distillation_loss(states(0) * scale, states(1) * scale, CHOSEN) == expected
 
 
-def test_recovery_loss_is_zero_when_the_projection_recovers() -> None:
-    signs = torch.where(states(0) > 0, 1.0, -1.0)
-    one = torch.zeros(2, 5, dtype=torch.bool)
-    one[0, 2] = True
-    projection = torch.nn.Linear(8, 8)
-    with torch.no_grad():
-        size = projection(signs)[one].pow(2).mean().sqrt()
-        projection.weight /= size
-        projection.bias /= size
-        apart = 300 * projection(signs)  # direction alone counts
-        assert recovery_loss(signs, apart, one, projection) < 1e-10
-        assert recovery_loss(-signs, apart, one, projection) > 0.1
+def test_recovery_loss_is_the_relative_error() -> None:
+    assert recovery_loss(states(0), states(0), CHOSEN) == 0
+    # 1 % of each number is off: 1e-4 of the mean square, whatever the size.
+    for size in (0.1, 300.0):
+        assert float(recovery_loss(size * states(0), 1.01 * size * states(0), CHOSEN)) == pytest.approx(1e-4, rel=1e-2)
+    assert recovery_loss(states(0), -states(0), CHOSEN) == pytest.approx(4, rel=1e-3)
 
 
 def test_recovery_loss_passes_over_question_and_padding() -> None:
-    signs, projection = torch.where(states(0) > 0, 1.0, -1.0), torch.nn.Linear(8, 8)
-    expected = recovery_loss(signs, states(1), CHOSEN, projection)
+    expected = recovery_loss(states(1), states(0), CHOSEN)
     changed = torch.where(CHOSEN[..., None], states(1), 1e3)
-    assert recovery_loss(signs, changed, CHOSEN, projection) == expected
-    assert recovery_loss(torch.where(CHOSEN[..., None], signs, -signs), states(1), CHOSEN, projection) == expected
-    assert recovery_loss(signs, states(1), torch.zeros_like(CHOSEN), projection) == 0
+    assert recovery_loss(changed, states(0), CHOSEN) == expected
+    assert recovery_loss(states(1), torch.where(CHOSEN[..., None], states(0), -states(0)), CHOSEN) == expected
+    assert recovery_loss(states(1), states(0), torch.zeros_like(CHOSEN)) == 0
 
 
-def test_recovery_loss_reaches_the_encoder_through_the_signs(make_reader: MakeReader) -> None:
-    reader = make_reader()
+@pytest.mark.parametrize("calibration", ["channel", "predictive"])
+def test_recovery_loss_reaches_the_encoder_through_the_signs(make_reader: MakeReader, calibration: str) -> None:
+    reader = make_reader(calibration=calibration)
     rows = reader.rows(IDS, LENGTHS, QUESTION_LENGTHS, "binary")
-    assert rows.signs is not None
     passage = torch.arange(11)[None] >= QUESTION_LENGTHS[:, None]
-    recovery_loss(rows.signs, rows.apart.detach(), passage, torch.nn.Linear(64, 64)).backward()
+    recovery_loss(rows.apart.detach(), rows.joined, passage).backward()
     for layer in reader.t5.encoder.layers[:2]:
         assert layer.attention.v.weight.grad is not None and layer.attention.v.weight.grad.abs().max() > 0
     assert reader.t5.encoder.layers[2].attention.v.weight.grad is None  # above the signs
