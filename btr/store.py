@@ -33,7 +33,7 @@ def account(store: Store) -> dict[str, Any]:
     tokens = max(manifest.tokens, 1)
     return {
         "path": str(store.path),
-        "manifest": manifest.to_json(),
+        "manifest": manifest.to_json() | manifest.totals(),
         "bytes": {**own, "total": total, "other_files": sizes["other_files"]},
         "bytes_per_token": {part: number / tokens for part, number in {**own, "total": total}.items()},
         "overhead": total / payload - 1 if payload else 0.0,
