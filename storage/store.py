@@ -132,7 +132,7 @@ class Store:
         with self._view.read() as reading:
             return [reading.ordinal(passage_id) for passage_id in ids]
 
-    def deleted(self, ordinals: np.ndarray) -> np.ndarray:
+    def deleted(self, ordinals: Sequence[int] | np.ndarray) -> np.ndarray:
         """Tell which of these ordinals (n,) are those of deleted passages: bool (n,)."""
         return np.array([self._view.is_deleted(int(i)) for i in ordinals], bool)
 

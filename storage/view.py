@@ -1,6 +1,5 @@
 """Look at a store as one manifest describes it: its shards, their deleted records, where each passage is."""
 
-import hashlib
 import os
 from bisect import bisect_right
 from contextlib import ExitStack, suppress
@@ -9,8 +8,8 @@ from typing import Any, Self
 from weakref import finalize
 
 import numpy as np
-from bitarray import bitarray
 
+from .deletions import read_deletions
 from .environment import DATA, Environment, Snapshot, shared_environment
 from .errors import Corrupt, StoreError
 from .format import Record
@@ -32,7 +31,7 @@ class View:
         self._lock = lock
         if lock is not None:
             finalize(self, os.close, lock)
-        self.deleted = [self._deletions(shard) for shard in manifest.shards]
+        self.deleted = [read_deletions(self.folder(shard), shard) for shard in manifest.shards]
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -91,20 +90,6 @@ class View:
         """Return the command that mends a damaged shard."""
         return precompute_command(self.path, self.manifest, self.manifest.reader) + " --overwrite"
 
-    def _deletions(self, shard: Shard) -> bitarray | None:
-        """Read the bitmap of deleted records."""
-        if not shard.deleted:
-            return None
-        file, bits = self.folder(shard) / shard.deletions_file, bitarray(endian="little")
-        try:
-            content = file.read_bytes() if file.stat().st_size == -(-shard.passages // 8) else b""
-        except OSError as error:
-            raise Corrupt(f"{file} cannot be read ({error.strerror}); open the store again, or copy it again") from None
-        bits.frombytes(content)
-        if hashlib.sha256(content).hexdigest() != shard.deletions or bits.count() != shard.deleted:
-            raise Corrupt(f"{file} is not the bitmap that the manifest names for shard {shard.name}; copy it again")
-        return bits
-
     def snapshot(self, number: int) -> Snapshot:
         """Begin to read a shard.
 
@@ -137,6 +122,11 @@ class View:
         number, record = self.locate(ordinal)
         bits = self.deleted[number]
         return bits is not None and bool(bits[record])
+
+    def first_deleted(self) -> int:
+        """Return the least ordinal whose passage is deleted; the number of ordinals if none is."""
+        found = (self.starts[n] + bits.find(True) for n, bits in enumerate(self.deleted) if bits is not None)
+        return next(found, self.starts[-1])
 
     def live(self, number: int) -> np.ndarray:
         """Return the numbers of a shard's records that are not deleted, int64 ascending."""
