@@ -53,9 +53,13 @@ class Editor:
         return tuple(shards)
 
     def folders(self, count: int, *origin: object) -> list[Path]:
-        """Return the directories of so many new shards, the same for the same origin, and keep them till `commit`."""
-        first = len(self.manifest.shards)
-        names = [shard_name(first + number, first, number, *origin) for number in range(count)]
+        """Return the directories of so many new shards, which stay till the next commit.
+
+        A call with the same origin gives the same ones until something is committed, so that a killed run finds its
+        own; after that never again: a reader may still look at a shard that left the store long ago.
+        """
+        first, now = len(self.manifest.shards), self.manifest.generation
+        names = [shard_name(first + number, now, number, *origin) for number in range(count)]
         write_json(self.path / PENDING, names)
         return [self.path / SHARDS / name for name in names]
 
@@ -138,6 +142,7 @@ def edit(path: str | os.PathLike[str]) -> Iterator[Editor]:
     lock = take_lock(folder)
     try:
         editor = Editor(folder, lock)
+        editor.sweep()  # what killed runs left, and readers that have gone
     except BaseException:
         os.close(lock)
         raise
@@ -183,12 +188,12 @@ def _stays(manifest: Manifest, group: Sequence[int]) -> bool:
 
 
 def _groups(manifest: Manifest) -> list[list[int]]:
-    """Put neighbouring shards together while their passages fit into one."""
+    """Put neighbouring shards together while their passages fit into one; those of which nothing is left stay alone."""
     groups: list[list[int]] = []
     held = 0
     for number, shard in enumerate(manifest.shards):
         count = shard.passages - shard.deleted
-        if groups and held + count <= manifest.shard_passages:
+        if groups and count and held and held + count <= manifest.shard_passages:
             groups[-1].append(number)
             held += count
         else:

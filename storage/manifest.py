@@ -211,8 +211,10 @@ def sync_directory(path: Path) -> None:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Make this the manifest of the store at `path`."""
-    write_json(path / MANIFEST, asdict(manifest))
+    """Make this the manifest of the store at `path`; raises Corrupt, and changes nothing, if nobody could read it."""
+    data = json.loads(json.dumps(asdict(manifest)))
+    Manifest.from_json(data)
+    write_json(path / MANIFEST, data)
 
 
 def lock_manifest(path: Path) -> tuple[int, Manifest]:

@@ -75,7 +75,7 @@ def check(path: Path) -> None:
         open_index(store)
 
 
-def index_of(store: Store) -> StoreIndex | None:
+def index_of(store: Store, name: str) -> StoreIndex | None:
     """Open the index of a store, and warn if it has none, or one that has fallen behind."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", StaleIndex)
@@ -83,7 +83,7 @@ def index_of(store: Store) -> StoreIndex | None:
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
     if index is None:
-        print(f"warning: {store.path} has no BM25 index; questions must name their passages", file=sys.stderr)
+        print(f"warning: {name} has no BM25 index; questions must name their passages", file=sys.stderr)
     return index
 
 
@@ -97,7 +97,7 @@ def load(args: argparse.Namespace) -> Service:
     store = Store.open(path, reader.fingerprint, args.reader or "")
     model = Path(args.reader).resolve().name if args.reader and Path(args.reader).is_dir() else reader.name
     service = Service(
-        reader, store, index_of(store), model=model, top=args.top or reader.config.passages, mode=args.mode
+        reader, store, index_of(store, args.store), model=model, top=args.top or reader.config.passages, mode=args.mode
     )
     try:
         service.warm_up()

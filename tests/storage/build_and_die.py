@@ -36,9 +36,9 @@ def main(path: str, count: int, when: str, number: int = 0) -> None:
     if when == "block":
         die_at_block(number)
     elif "." in when:
-        module, *path, name = when.split(".")
+        module, *steps, name = when.split(".")
         owner: Any = {"shard": shard, "writer": writer}[module]
-        for step in path:
+        for step in steps:
             owner = getattr(owner, step)
         setattr(owner, name, die)
     with StoreWriter.create_or_resume(path, tests["make_settings"]()) as building:
