@@ -46,6 +46,8 @@ def check_fields(cls: type, data: Any) -> None:
 def _is_a(value: Any, kind: Any) -> bool:
     if kind is int:
         return type(value) is int and 0 <= value < 1 << 63
+    if kind is str:
+        return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)  # no half of a pair
     return isinstance(value, kind)
 
 

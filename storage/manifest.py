@@ -68,6 +68,8 @@ class Shard:
             )
         if shard.deleted > shard.passages or shard.deleted_tokens > shard.tokens:
             raise Corrupt(f"shard {shard.name}: more is deleted than it holds")
+        if not all(re.fullmatch("[0-9a-f]{1,64}", digest) for digest in (shard.content_hash, shard.data_hash)):
+            raise Corrupt(f"shard {shard.name}: content_hash or data_hash is none in hex")
         if bool(shard.deleted) != bool(shard.deletions) or not re.fullmatch(r"([0-9a-f]{64})?", shard.deletions):
             raise Corrupt(f"shard {shard.name}: {shard.deleted} deleted, in a bitmap of hash {shard.deletions[:80]!r}")
         return shard

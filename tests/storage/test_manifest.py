@@ -67,7 +67,7 @@ def test_golden_manifest() -> None:
 def test_content_hash_is_that_of_shards_and_deletions() -> None:
     data = json.loads(GOLDEN)
     hashes = set()
-    for change in ({}, {"content_hash": "00fe"}, {"deleted": 0, "deletions": ""}, {"data_hash": "other"}):
+    for change in ({}, {"content_hash": "00fe"}, {"deleted": 0, "deletions": ""}, {"data_hash": "22"}):
         hashes.add(Manifest.from_json({**data, "shards": [{**data["shards"][0], **change}]}).content_hash)
     assert len(hashes) == 3
 
@@ -104,6 +104,8 @@ def test_refuses_a_manifest_it_does_not_understand(change: dict[str, Any], messa
         ({"part_bytes": dict.fromkeys(("signs", "scalars", "token_ids", "text", "ids", "block_headers"), -1)}, "part_"),
         ({"deleted": 3}, "more is deleted than it holds"),
         ({"deleted": 0}, "0 deleted, in a bitmap of hash"),
+        ({"content_hash": "\ud800"}, "values of the wrong type: ['content_hash']"),
+        ({"data_hash": "x"}, "content_hash or data_hash is none in hex"),
         ({"deletions": "../x"}, "1 deleted, in a bitmap of hash '../x'"),
     ],
 )
