@@ -61,6 +61,7 @@ setup(
     extras_require={
         "plots": ["matplotlib>=3.9"],
         "gpus": ["accelerate>=1.0"],
+        "ray": ["ray>=2.40"],
         "test": ["pytest>=8", "hypothesis>=6.100", "httpx>=0.27", "setuptools>=77"],  # a test builds the wheel
         "dev": ["ruff>=0.15", "mypy>=1.18", "matplotlib>=3.9", "accelerate>=1.0"],
     },

@@ -6,10 +6,11 @@ from functools import cached_property
 
 from btr.corpus import Passage, Question
 from btr.errors import InputError
+from btr.indexed import open_index
 from btr.metrics import holds_answer
 from btr.questions import query
-from btr.retrieve import BM25
 from btr.storage import Store
+from btr.storage.manifest import store_command
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,12 @@ class Evidence:
     def ordinals(self) -> list[list[int]]:
         """Where the passages of each question stand in the store."""
         assert self.store is not None
-        hits = BM25.open(self.store.path / "bm25").search([query(q) for q in self.questions], self.most)
+        index = open_index(self.store)
+        if index is None:
+            raise InputError(
+                f"store {self.store.path} has no index; {store_command('index', self.store.path)} builds it"
+            )
+        hits = index.search([query(q) for q in self.questions], self.most)
         return [[int(i) for i in ordinals] for ordinals, _ in hits]
 
     @cached_property

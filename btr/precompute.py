@@ -1,12 +1,11 @@
 """Read a corpus once: passages in, a store of bits out. `python -m btr.precompute CORPUS`.
 
-The corpus is read three times, as a stream: to check and count it, to encode it, to index it. What is done is committed
-as it comes, in `<store>.building`; a run that was killed goes on from there and ends with the same store, since batches
-depend on the corpus alone, not on where a run began.
+The corpus is read as a stream: to check and count it, to encode it, to index it. What is done is committed as it comes,
+in `<store>.building`; a run that was killed goes on from there and ends with the same store, since batches depend on
+the corpus alone, not on where a run began, nor on how many workers there are.
 """
 
 import argparse
-import hashlib
 import itertools
 import json
 import os
@@ -14,26 +13,24 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from btr import __version__
-from btr.corpus import Passage, Tally, read_passages
+from btr.corpus import Passage
 from btr.errors import InputError
-from btr.layout import BATCH_TOKENS, length_batches
+from btr.progress import Progress, duration, say
 from btr.reader import DTYPES, Reader
 from btr.retrieve import BM25Writer
-from btr.storage import Encoded, Manifest, Settings, StoreError, StoreWriter
-from btr.storage.format import id_key
-from btr.storage.store import MANIFEST
+from btr.shards import Job, Source, jobs, measure, write_shards
+from btr.storage import Building, Manifest, Settings, Shard, StoreError
+from btr.storage.manifest import MANIFEST
+from btr.survey import CHANGED, Corpus, Survey
 
-CHUNK = 1024  # passages encoded and committed together; what a killed run does again
-SAMPLE = 256  # passages, or up to twice as many, from which the size is estimated
+SHARD_PASSAGES = 65_536
+INDEXED = 1024  # passages indexed at a time
 COMPRESSIONS = (".gz", ".xz", ".zst")
-CHANGED = "the corpus changed while it was read; leave it as it is, and start afresh with --no-resume"
+FEW = 0.1  # share of what is still to be written, below which free space is worth a warning
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -53,69 +50,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--limit", type=int, metavar="N", help="passages to read; default: all")
     add("--words", type=int, default=100, help="words per passage when articles are cut (default %(default)s)")
     add("--dtype", choices=sorted(DTYPES), default="float32", help="precision of the encoder (default %(default)s)")
+    add("--workers", type=int, default=1, metavar="N", help="processes that encode, each a shard (default %(default)s)")
+    add("--engine", choices=("local", "ray"), default="local", help="where they run: here, or on a Ray cluster")
+    add("--shard-passages", type=int, default=SHARD_PASSAGES, metavar="N", help="passages per shard (%(default)s)")
     add("--no-text", action="store_true", help="keep no texts: smaller, but answers come without passages to show")
     add("--no-index", action="store_true", help="build no BM25 index; questions must then name their passages")
     add("--overwrite", action="store_true", help="replace a store that exists, once the new one is whole")
     add("--no-resume", action="store_true", help="start afresh even if an interrupted run can be gone on with")
+    add("--dry-run", action="store_true", help="say what it would take, from a sample of the corpus; write nothing")
     add("--json", action="store_true", help="print the summary as JSON")
     options = parser.parse_args(argv)
-    for name, value in (("--limit", options.limit), ("--words", options.words)):
+    for name in ("limit", "words", "workers", "shard_passages"):
+        value = getattr(options, name)
         if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; use 1 or more")
+            raise InputError(f"--{name.replace('_', '-')} is {value}; use 1 or more")
     return options
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What a first look at a corpus found: how many passages (None: not counted), their hash, and some of them."""
-
-    passages: int | None
-    hash: str
-    sample: list[Passage]
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """A corpus and how it is read: its path or hub id, the largest number of passages, the words of a passage."""
-
-    name: str
-    limit: int | None
-    words: int
-
-    def read(self, tally: Tally | None = None) -> Iterator[Passage]:
-        """Yield the passages in order; raises InputError, as `read_passages`."""
-        return read_passages(self.name, limit=self.limit, words=self.words, tally=tally)
-
-    def check(self) -> None:
-        """Read one passage: a wrong name is to be known before a reader is loaded.
-
-        Raises:
-            InputError: nothing to read, or something that can be read only once, such as a pipe.
-        """
-        path = Path(self.name)
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise InputError(f"{self.name}: neither a file nor a folder, and it is read more than once; give a file")
-        next(self.read())
-
-    def survey(self) -> Survey:
-        """Read all of it, so that a bad line is found before hours of work; of a data set on the hub only the start.
-
-        Raises:
-            InputError, StoreError: a passage that cannot be read or kept.
-        """
-        if not Path(self.name).exists():
-            name_hash = hashlib.sha256(self.name.encode()).hexdigest()[:16]
-            return Survey(None, name_hash, list(itertools.islice(self.read(), SAMPLE)))
-        digest, sample, stride, report = hashlib.sha256(), [], 1, Progress("checked", 0, None)
-        for number, passage in enumerate(self.read()):
-            for part in (id_key(passage.id), passage.title.encode(), passage.text.encode()):
-                digest.update(b"%d:%b" % (len(part), part))
-            if number % stride == 0:
-                sample.append(passage)
-            if len(sample) == 2 * SAMPLE:
-                sample, stride = sample[::2], 2 * stride
-            report(1)
-        return Survey(number + 1, digest.hexdigest()[:16], sample)
 
 
 def default_store(corpus: str) -> Path:
@@ -148,54 +97,6 @@ def check_target(path: Path, overwrite: bool) -> None:
         raise InputError(f"{path}: cannot write to {path.parent} ({error.strerror}); give another --store") from error
 
 
-def say(line: str, *, end: str = "\n") -> None:
-    """Print a line on stderr; in a terminal it takes the place of a line of progress."""
-    print(f"\r{line}\x1b[K" if sys.stderr.isatty() else line, end=end, file=sys.stderr, flush=True)
-
-
-class Progress:
-    """Report counts, rate and time left: one line that is rewritten in a terminal, else a line every 10 seconds."""
-
-    def __init__(self, what: str, done: int, total: int | None) -> None:
-        self.what, self.first, self.done, self.total = what, done, done, total
-        self.tokens = 0
-        self.began = self.shown = time.monotonic()
-        self.live = sys.stderr.isatty()
-
-    def __call__(self, passages: int, tokens: int = 0) -> None:
-        """Count what was just done, and show it if it is time."""
-        self.done, self.tokens = self.done + passages, self.tokens + tokens
-        if time.monotonic() - self.shown >= (0.5 if self.live else 10.0):
-            self.show()
-
-    def show(self, last: bool = False) -> None:
-        """Print the line; the last stays in a terminal too."""
-        self.shown = time.monotonic()
-        seconds = max(self.shown - self.began, 1e-9)
-        rate = (self.done - self.first) / seconds
-        line = f"{self.what} {self.done:,}" + (f"/{self.total:,}" if self.total else "")
-        line += f" passages  {rate:,.0f}/s" if rate >= 10 or not rate else f" passages  {rate:.2g}/s"
-        line += f"  {self.tokens / seconds:,.0f} tokens/s" if self.tokens else ""
-        if self.total and rate and not last:
-            line += f"  {duration(max(self.total - self.done, 0) / rate)} left"
-        say(line, end="" if self.live and not last else "\n")
-
-
-def duration(seconds: float) -> str:
-    """Return a time to wait in the unit that suits it."""
-    for unit, size, until in (("s", 1, 100), ("min", 60, 100 * 60), ("h", 3600, 100 * 3600)):
-        if seconds < until:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.0f} days"
-
-
-def chunks(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
-    """Cut a stream into lists of CHUNK passages; the last may be shorter."""
-    passages = iter(passages)
-    while chunk := list(itertools.islice(passages, CHUNK)):
-        yield chunk
-
-
 def expected_bytes(settings: Settings, reader: Reader, sample: list[Passage], copies: int) -> int:
     """Estimate the bytes of a passage in the store; `copies`: of its text, which an index weighs about as much as."""
     ids, _ = reader.passage_ids([(passage.title, passage.text) for passage in sample])
@@ -206,17 +107,13 @@ def expected_bytes(settings: Settings, reader: Reader, sample: list[Passage], co
     return int(1.05 * total / len(sample)) + 64  # pages of LMDB that are not full; headers
 
 
-def check_disk(folder: Path, building: Path, per_passage: int, passages: int | None) -> None:
+def check_disk(folder: Path, building: Path, per_passage: int, passages: int) -> None:
     """Print the bytes to expect.
 
     Raises:
         InputError: the disk has not the room for what an interrupted run has not written yet.
     """
-    free = shutil.disk_usage(folder).free
-    if passages is None:
-        say(f"about {per_passage:,} bytes expected for each passage, {free:,} are free")
-        return
-    expected = passages * per_passage
+    free, expected = shutil.disk_usage(folder).free, passages * per_passage
     say(f"{passages:,} passages, about {expected:,} bytes expected, {free:,} are free")
     if expected - disk_bytes(building) > free:
         raise InputError(
@@ -230,52 +127,83 @@ def disk_bytes(folder: Path) -> int:
     return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
 
 
-def encode_chunk(reader: Reader, passages: list[Passage], ids: list[list[int]], report: Progress) -> Encoded:
-    """Encode as `reader.encode_ids` does, in the same batches, and report each."""
-    batches = list(length_batches([len(row) for row in ids], BATCH_TOKENS))
-    parts = []
-    for batch in batches:
-        parts.append(reader.encode_ids([passages[i] for i in batch], [ids[i] for i in batch]))
-        report(len(batch), parts[-1].num_tokens)
-    return Encoded.concat(parts).select(np.argsort(np.concatenate(batches)))
+class Watch:
+    """Report progress, and warn once when the disk has grown too full for what is left."""
+
+    def __init__(self, report: Progress, folder: Path, per_passage: int) -> None:
+        self.report, self.folder, self.per_passage = report, folder, per_passage
+        self.looked, self.warned = time.monotonic(), False
+
+    def __call__(self, passages: int, tokens: int) -> None:
+        """Count what was just done; what had no tokens was found done, or left out, and tells nothing of the rate."""
+        self.report.first += 0 if tokens else passages
+        self.report(passages, tokens)
+        if not self.warned and time.monotonic() - self.looked > 10:
+            self.looked = time.monotonic()
+            left = ((self.report.total or 0) - self.report.done) * self.per_passage
+            free = shutil.disk_usage(self.folder).free
+            if free < (1 + FEW) * left:
+                self.warned = True
+                say(f"warning: about {left:,} bytes are still to be written and {free:,} are free; make room meanwhile")
 
 
-def encode(
-    reader: Reader, passages: Iterator[Passage], writer: StoreWriter, keep_text: bool, total: int | None
-) -> None:
-    """Encode what the store does not have yet, committing chunk after chunk."""
-    report = Progress("encoded", writer.consumed, total)
-    for chunk in chunks(itertools.islice(passages, writer.consumed, None)):
-        ids, cut = reader.passage_ids([(passage.title, passage.text) for passage in chunk])
-        kept = chunk if keep_text else [Passage(passage.id, passage.title, "") for passage in chunk]
-        writer.append(encode_chunk(reader, kept, ids, report), writer.consumed + len(chunk), cut)
-    report.show(last=True)
+def encode(options: argparse.Namespace, reader: Reader, todo: list[Job], report: Watch) -> dict[str, Shard]:
+    """Write the shards that are to be written, in this process or in others; returns them by name."""
+    source = Source(options.reader, options.k, options.dtype)
+    if options.engine == "ray":
+        from btr import cluster
+
+        return cluster.run(todo, source, options.workers, report)
+    if options.workers > 1 and len(todo) > 1:
+        from btr import workers
+
+        return workers.run(todo, source, min(options.workers, len(todo)), report)
+    return write_shards(todo, reader, report)
 
 
-def stored(passages: Iterable[Passage], writer: StoreWriter) -> Iterator[Passage]:
-    """Yield the passages that the store holds, in its order: of those with one id, the first."""
-    ordinal = 0
-    for passage in passages:
-        if writer.ordinal(passage.id) == ordinal:
-            ordinal += 1
+def encode_all(
+    options: argparse.Namespace, reader: Reader, building: Building, work: list[Job], watch: Watch
+) -> list[Shard]:
+    """Write what is not written yet, and return all shards in order."""
+    done = {job.name: shard for n, job in enumerate(work) if (shard := building.shard(n, whole=True)) is not None}
+    for job in work:
+        if job.name not in done and (Path(job.folder) / "shard.json").exists():
+            say(f"warning: shard {job.name} of the interrupted run is damaged; it is written anew")
+            shutil.rmtree(job.folder)
+    watch.report.done = watch.report.first = sum(job.stop - job.start for job in work if job.name in done)
+    if done:
+        say(f"going on after {watch.report.done:,} passages in {len(done)} whole shards")
+    done |= encode(options, reader, [job for job in work if job.name not in done], watch)
+    watch.report.show(last=True)
+    return [done[job.name] for job in work]
+
+
+def stored(corpus: Corpus, survey: Survey) -> Iterator[Passage]:
+    """Yield the passages that the store holds, in its order."""
+    skip = iter([*survey.skip.tolist(), -1])
+    left_out = next(skip)
+    for place, passage in enumerate(corpus.read()):
+        if place == left_out:
+            left_out = next(skip)
+        else:
             yield passage
 
 
-def index(passages: Iterable[Passage], writer: StoreWriter) -> None:
+def index(passages: Iterator[Passage], folder: Path, total: int) -> None:
     """Build the BM25 index, whose ordinals are the store's.
 
     Raises:
         InputError: the corpus is no longer the one that was encoded, or the disk is full.
     """
-    folder = writer.building / "bm25"
     try:
         bm25 = BM25Writer.create_or_resume(folder)
-        report = Progress("indexed", bm25.done, writer.done)
-        for chunk in () if bm25.finished else chunks(itertools.islice(stored(passages, writer), bm25.done, None)):
+        report = Progress("indexed", bm25.done, total)
+        rest = itertools.islice(passages, bm25.done, None)
+        while not bm25.finished and (chunk := list(itertools.islice(rest, INDEXED))):
             bm25.append(chunk)
             report(len(chunk))
-        if report.done != writer.done:
-            raise InputError(f"{report.done:,} of {writer.done:,} passages could be indexed: {CHANGED}")
+        if report.done != total:
+            raise InputError(f"{report.done:,} of {total:,} passages could be indexed: {CHANGED}")
         bm25.finish()
     except OSError as error:
         cure = "if the disk is full, make room; then run the same command again, it goes on where it stopped"
@@ -296,16 +224,8 @@ def warn(manifest: Manifest, empty: int) -> None:
 
 
 def load(options: argparse.Namespace) -> Reader:
-    """Load the reader.
-
-    Raises:
-        InputError: it is missing or damaged, or has no split layer.
-    """
-    reader = Reader.from_pretrained(options.reader, k=options.k, dtype=options.dtype)
-    if not reader.config.k:
-        cure = "give --k, or a reader trained with one"
-        raise InputError(f"reader {reader.name} has no split layer, so there are no bits to keep; {cure}")
-    return reader
+    """Load the reader; raises as `Source.load`."""
+    return Source(options.reader, options.k, options.dtype).load()
 
 
 def describe(options: argparse.Namespace, reader: Reader, corpus_hash: str) -> Settings:
@@ -318,25 +238,45 @@ def describe(options: argparse.Namespace, reader: Reader, corpus_hash: str) -> S
         vocab_size=reader.model.vocab_size,
         max_passage_tokens=reader.config.max_passage_tokens,
         corpus_hash=corpus_hash,
+        shard_passages=options.shard_passages,
         corpus=options.corpus,
         reader=options.reader or "",
         options={"limit": options.limit, "words": options.words, "dtype": options.dtype, "text": not options.no_text},
     )
 
 
-def build(options: argparse.Namespace, reader: Reader, corpus: Corpus, writer: StoreWriter, total: int | None) -> None:
+def build(
+    options: argparse.Namespace, reader: Reader, corpus: Corpus, survey: Survey, building: Building, per_passage: int
+) -> Manifest:
     """Encode, index and finish what is not done yet."""
-    tally = Tally()
-    if writer.consumed:
-        say(f"going on after {writer.consumed:,} passages")
-    encode(reader, corpus.read(tally), writer, not options.no_text, total)
-    if total is not None and writer.consumed != total:
-        raise InputError(f"{writer.consumed:,} of {total:,} passages were read: {CHANGED}")
+    work = jobs(corpus, survey.passages, survey.skip, building.settings, building.folder, not options.no_text)
+    watch = Watch(Progress("encoded", 0, survey.passages), building.building, per_passage)
+    shards = encode_all(options, reader, building, work, watch)
+    count, folder = sum(shard.passages for shard in shards), building.building / "bm25"
     if options.no_index:
-        shutil.rmtree(writer.building / "bm25", ignore_errors=True)  # begun by a run that wanted one
+        shutil.rmtree(folder, ignore_errors=True)  # begun by a run that wanted one
     else:
-        index(corpus.read(), writer)
-    warn(writer.finish(created_by=f"btr {__version__}"), tally.empty)
+        index(stored(corpus, survey), folder, count)
+    manifest = building.finish(shards, f"btr {__version__}", 0 if options.no_index else count)
+    warn(manifest, survey.empty)
+    return manifest
+
+
+def estimate(
+    options: argparse.Namespace, reader: Reader, survey: Survey, per_passage: int, folder: Path
+) -> dict[str, object]:
+    """Say what the run would take, from how fast a sample is encoded here."""
+    size, rate = measure(reader, survey.sample)
+    tokens = int(size * survey.passages)
+    seconds = tokens / rate
+    expected, free = per_passage * survey.passages, shutil.disk_usage(folder).free
+    say(f"sample of {len(survey.sample)} passages: {size:.0f} tokens each, {rate:,.0f} tokens/s with all cores here")
+    if expected > free:
+        say(f"warning: {folder.absolute()} has only {free:,} bytes free")
+    return {
+        "passages": survey.passages, "tokens": tokens, "bytes": expected, "free": free,
+        "tokens_per_second": round(rate), "seconds": round(seconds), "takes": duration(seconds),
+    }  # fmt: skip
 
 
 def precompute(options: argparse.Namespace) -> dict[str, object]:
@@ -347,21 +287,22 @@ def precompute(options: argparse.Namespace) -> dict[str, object]:
     """
     began, path = time.monotonic(), Path(options.store) if options.store else default_store(options.corpus)
     corpus = Corpus(options.corpus, options.limit, options.words)
-    check_target(path, options.overwrite)
+    check_target(path, options.overwrite or options.dry_run)
     corpus.check()
     reader = load(options)
-    survey = corpus.survey()
+    survey = corpus.survey(path.parent)
     settings = describe(options, reader, survey.hash)
     say(f"{options.corpus} -> {path}: reader {reader.name} ({reader.fingerprint}), k {settings.k}, D {settings.D}")
     copies = (not options.no_text) + (not options.no_index)
     per_passage = expected_bytes(settings, reader, survey.sample, copies)
+    if options.dry_run:
+        return estimate(options, reader, survey, per_passage, path.parent)
     check_disk(path.parent, path.with_name(f"{path.name}.building"), per_passage, survey.passages)
     resume = not options.no_resume
-    with StoreWriter.create_or_resume(path, settings, resume=resume, overwrite=options.overwrite) as writer:
-        build(options, reader, corpus, writer, survey.passages)
-        progress = writer.progress
+    with Building.create_or_resume(path, settings, resume=resume, overwrite=options.overwrite) as building:
+        manifest = build(options, reader, corpus, survey, building, per_passage)
     seconds = round(time.monotonic() - began, 1)
-    counts = {"passages": progress.passages, "tokens": progress.tokens}
+    counts = {"passages": manifest.passages, "tokens": manifest.tokens}
     return {"store": str(path), **counts, "bytes": disk_bytes(path), "seconds": seconds}
 
 
@@ -377,6 +318,8 @@ def main(argv: list[str] | None = None) -> int:
         say("interrupted; the same command, without --no-resume, goes on from here")
         return 130
     text = "wrote {store}: {passages:,} passages, {tokens:,} tokens, {bytes:,} bytes on disk, {seconds} s"
+    if options.dry_run:
+        text = "would write {passages:,} passages, {tokens:,} tokens, about {bytes:,} bytes, in about {takes}"
     print(json.dumps(summary) if options.json else text.format(**summary))
     return 0
 

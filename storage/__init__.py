@@ -14,23 +14,27 @@ from .errors import (
     StoreExists,
     UnknownId,
 )
-from .format import FORMAT_VERSION, Manifest, Settings
+from .format import Settings
+from .manifest import FORMAT_VERSION, Manifest, Shard
+from .network import NetworkFileSystem
 from .store import Store
-from .writer import Progress, StoreWriter
+from .writer import Building, StoreWriter
 
 __all__ = [
     "BadPassage",
+    "Building",
     "Corrupt",
     "DiskFull",
     "Encoded",
     "FORMAT_VERSION",
     "Manifest",
+    "NetworkFileSystem",
     "NewerFormat",
     "NotAStore",
-    "Progress",
     "ReaderMismatch",
     "ResumeMismatch",
     "Settings",
+    "Shard",
     "Store",
     "StoreBusy",
     "StoreError",

@@ -4,15 +4,18 @@ import os
 import struct
 import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 import lmdb
 
 from .errors import BadPassage, Corrupt
-from .format import Manifest, Record, check_block, id_key, read_record, record_view
+from .format import Record, Settings, check_block, id_key, read_record, record_view
+from .manifest import Shard
 
 DATA = "data.mdb"
+CONTENT = b"content"  # in `meta`: the content hash, by which a shard is known
 BLOCK_KEY = struct.Struct(">Q")  # big-endian: LMDB sorts keys as bytes, so blocks lie in the order of their numbers
 ORDINAL = struct.Struct("<Q")
 
@@ -20,11 +23,18 @@ ORDINAL = struct.Struct("<Q")
 class Environment:
     """Hold the LMDB environment of one file in one process; it closes when the last store that uses it lets go."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.pid = os.getpid()
-        self.lmdb = lmdb.open(str(path), readonly=True, lock=False, readahead=False, create=False, max_dbs=3)
-        self.blocks = self.lmdb.open_db(b"blocks", create=False)
-        self.ids = self.lmdb.open_db(b"ids", create=False)
+        self.lmdb = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False, max_dbs=3)
+        try:
+            self.blocks, self.ids, self.meta = (
+                self.lmdb.open_db(n, create=False) for n in (b"blocks", b"ids", b"meta")
+            )
+            with self.lmdb.begin() as txn:
+                self.content = bytes(txn.get(CONTENT, db=self.meta) or b"").decode("ascii", "replace")
+        except lmdb.Error:
+            self.lmdb.close()
+            raise
 
 
 # LMDB refuses to open one file twice in a process, so stores of the same file share an environment.
@@ -32,33 +42,34 @@ _environments: "weakref.WeakValueDictionary[tuple[int, int], Environment]" = wea
 _opening = threading.Lock()
 
 
-def shared_environment(path: Path) -> Environment:
+def shared_environment(folder: Path) -> Environment:
     """Return the environment that this process has open, or open it; a parent's, inherited by fork, is closed first.
 
     Raises:
         Corrupt: LMDB does not accept the file.
     """
     with _opening:
-        stat = os.stat(path / DATA)
+        stat = os.stat(folder / DATA)
         file = (stat.st_dev, stat.st_ino)
         found = _environments.get(file)
         if found is None or found.pid != os.getpid():
             if found is not None:
                 found.lmdb.close()  # unmaps this process's copy; the parent keeps its own
             try:
-                _environments[file] = found = Environment(path)
+                _environments[file] = found = Environment(folder)
             except lmdb.Error as error:
-                raise Corrupt(f"{path / DATA}: {error}") from None
+                raise Corrupt(f"{folder / DATA}: {error}") from None
         return found
 
 
 class Snapshot:
-    """Read within one transaction; all views given out die at its end."""
+    """Read one shard within one transaction; all views given out die at its end.  Numbers count within the shard."""
 
-    def __init__(self, environment: Environment, manifest: Manifest, path: Path) -> None:
+    def __init__(self, environment: Environment, settings: Settings, shard: Shard, store: Path) -> None:
         self.environment = environment  # keeps it open, whatever the store does meanwhile
-        self.manifest = manifest
-        self.path = path
+        self.settings = settings
+        self.shard = shard
+        self.name = f"store {store}, shard {shard.name}"
         self.txn = environment.lmdb.begin(buffers=True)
 
     def __enter__(self) -> Self:
@@ -67,8 +78,8 @@ class Snapshot:
     def __exit__(self, *exception: object) -> None:
         self.txn.abort()
 
-    def ordinal(self, passage_id: str) -> int | None:
-        """Return the place of a passage in the corpus, or None if the store does not hold it.
+    def find(self, passage_id: str) -> int | None:
+        """Return the number of the record of a passage, or None if the shard does not hold it.
 
         Raises:
             Corrupt: the index of ids is damaged.
@@ -78,8 +89,30 @@ class Snapshot:
         except BadPassage:
             return None
         except lmdb.Error as error:
-            raise Corrupt(f"store {self.path}, index of ids, passage {passage_id!r}: {error}") from None
-        return None if value is None else int(ORDINAL.unpack(value)[0])
+            raise Corrupt(f"{self.name}, index of ids, passage {passage_id!r}: {error}") from None
+        return None if value is None else self._number(value, passage_id)
+
+    def _number(self, value: memoryview, passage_id: str) -> int:
+        number = int(ORDINAL.unpack(value)[0]) if len(value) == ORDINAL.size else -1
+        if not 0 <= number < self.shard.passages:
+            raise Corrupt(
+                f"{self.name}, index of ids, passage {passage_id!r}: it leads to record {number} of "
+                f"{self.shard.passages} (the bytes {bytes(value[:16]).hex()})"
+            )
+        return number
+
+    def ids(self) -> Iterator[tuple[str, int]]:
+        """Yield all ids in the order of their bytes, with the numbers of their records.
+
+        Raises:
+            Corrupt: the index of ids is damaged.
+        """
+        try:
+            for key, value in self.txn.cursor(db=self.environment.ids):
+                passage_id = str(key, "utf-8")
+                yield passage_id, self._number(value, passage_id)
+        except (lmdb.Error, UnicodeDecodeError) as error:
+            raise Corrupt(f"{self.name}, index of ids: {error}") from None
 
     def block(self, number: int) -> memoryview:
         """Return a block whose header is checked.
@@ -91,27 +124,38 @@ class Snapshot:
             block = self.txn.get(BLOCK_KEY.pack(number), db=self.environment.blocks)
             if block is None:
                 raise Corrupt("it is missing")
-            check_block(block, self.manifest)
+            check_block(block, self.settings)
         except (Corrupt, lmdb.Error) as error:
-            raise Corrupt(f"store {self.path}, block {number}: {error}") from None
+            raise Corrupt(f"{self.name}, block {number}: {error}") from None
         return block
 
-    def record(self, ordinal: int, passage_id: str | None = None) -> Record:
+    def view(self, number: int) -> memoryview:
+        """Return the bytes of a record, unchecked, as they stand in its block; raises Corrupt as `block`."""
+        place, index = divmod(number, self.settings.passages_per_block)
+        try:
+            return record_view(self.block(place), index)
+        except Corrupt as error:
+            raise error if str(error).startswith(self.name) else self._damaged(number, None, error) from None
+
+    def record(self, number: int, passage_id: str | None = None) -> Record:
         """Return a checked record; touches no other record of its block.
 
         Raises:
             Corrupt: it is damaged, or of another passage than the one expected.
         """
-        number, index = divmod(ordinal, self.manifest.passages_per_block)
-        block = self.block(number)
+        view = self.view(number)
         try:
-            record = read_record(record_view(block, index), self.manifest)
+            record = read_record(view, self.settings)
             if passage_id is not None and record.id != passage_id:
                 raise Corrupt(f"it is passage {record.id!r}")
         except Corrupt as error:
-            name = "" if passage_id is None else f" (passage {passage_id!r})"
-            raise Corrupt(f"store {self.path}, block {number}, record {index}{name}: {error}") from None
+            raise self._damaged(number, passage_id, error) from None
         return record
+
+    def _damaged(self, number: int, passage_id: str | None, error: Corrupt) -> Corrupt:
+        block, index = divmod(number, self.settings.passages_per_block)
+        name = "" if passage_id is None else f" (passage {passage_id!r})"
+        return Corrupt(f"{self.name}, block {block}, record {index}{name}: {error}")
 
     def index_size(self) -> tuple[int, int]:
         """Return the entries of the index of ids, and the bytes of its pages.
@@ -122,5 +166,5 @@ class Snapshot:
         try:
             stat = self.txn.stat(self.environment.ids)
         except lmdb.Error as error:
-            raise Corrupt(f"store {self.path}, index of ids: {error}") from None
+            raise Corrupt(f"{self.name}, index of ids: {error}") from None
         return stat["entries"], (stat["branch_pages"] + stat["leaf_pages"]) * stat["psize"]

@@ -1,4 +1,4 @@
-"""Turn passages into bytes and back: record, block, manifest.  README section "Store format" has the same byte by byte.
+"""Turn passages into bytes and back: record and block.  The README's section on the store has the same byte by byte.
 
 All integers are little-endian.  Checksums are CRC-32 as in gzip and PNG (polynomial 0x04C11DB7, reflected).
 """
@@ -16,7 +16,7 @@ import numpy as np
 from .encoded import Encoded
 from .errors import BadPassage, Corrupt
 
-FORMAT_VERSION = 1
+BLOCK_VERSION = 1
 MAX_ID_BYTES = 511  # the longest key of LMDB
 PAYLOAD = ("signs", "scalars", "token_ids", "text", "ids")  # the parts of a record
 
@@ -26,6 +26,29 @@ _OFFSET = struct.Struct("<I")
 _SPAN = struct.Struct("<II")
 _CRC = struct.Struct("<I")
 _RECORD = struct.Struct("<IIIII")  # CRC-32 of the rest, T, bytes of the id, of the title, of the text
+
+
+def check_fields(cls: type, data: Any) -> None:
+    """Hold a parsed JSON object to the names and types of a dataclass.
+
+    Raises:
+        Corrupt: it is no object, or a key is missing, unknown, or of another type; a negative number is.
+    """
+    kinds = {f.name: typing.get_origin(f.type) or f.type for f in fields(cls)}
+    if not isinstance(data, dict) or data.keys() != kinds.keys():
+        differ = sorted(kinds.keys() ^ data.keys()) if isinstance(data, dict) else "no JSON object"
+        raise Corrupt(f"missing or unknown keys: {differ}")
+    wrong = sorted(name for name, kind in kinds.items() if not _is_a(data[name], kind))
+    if wrong:
+        raise Corrupt(f"values of the wrong type: {wrong}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind is int:
+        return type(value) is int and 0 <= value < 1 << 63
+    if kind is str:
+        return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)  # no half of a pair
+    return isinstance(value, kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +63,16 @@ class Settings:
     max_passage_tokens: int
     corpus_hash: str
     passages_per_block: int = 64
+    shard_passages: int = 65_536  # passages of the corpus that one shard takes
     options: Mapping[str, int | str | bool | None] = field(default_factory=dict)  # e.g. limit, words per passage
     corpus: str = field(default="", compare=False)  # name or path, for messages
     reader: str = field(default="", compare=False)  # name or path, for messages
 
     def __post_init__(self) -> None:
-        if self.D < 1 or not 1 <= self.passages_per_block <= 0xFFFF:
-            raise ValueError(f"D = {self.D} must be >= 1, passages_per_block = {self.passages_per_block} in 1..65535")
+        if not 1 <= self.D <= 0xFFFFFFFF or not 1 <= self.passages_per_block <= 0xFFFF:
+            raise ValueError(f"D = {self.D} must be 1..2^32-1, passages_per_block = {self.passages_per_block} 1..65535")
+        if self.shard_passages < 1:
+            raise ValueError(f"shard_passages = {self.shard_passages} must be >= 1")
 
     @property
     def sign_bytes(self) -> int:
@@ -69,33 +95,11 @@ class Settings:
         Raises:
             Corrupt: a key is missing, unknown, or of another type.
         """
-        kinds = {f.name: typing.get_origin(f.type) or f.type for f in fields(cls)}
-        if not isinstance(data, dict) or data.keys() != kinds.keys():
-            differ = sorted(kinds.keys() ^ data.keys()) if isinstance(data, dict) else "no JSON object"
-            raise Corrupt(f"missing or unknown keys: {differ}")
-        wrong = sorted(name for name, kind in kinds.items() if not isinstance(data[name], kind))  # type: ignore[arg-type]
-        if wrong:
-            raise Corrupt(f"values of the wrong type: {wrong}")
+        check_fields(cls, data)
         try:
             return cls(**data)
         except ValueError as error:
             raise Corrupt(str(error)) from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest(Settings):
-    """Describe a finished store: `manifest.json`."""
-
-    format_version: int = FORMAT_VERSION
-    passages: int
-    tokens: int
-    cut: int  # passages cut to max_passage_tokens
-    duplicates: int  # passages skipped because their id was there already
-    part_bytes: Mapping[str, int]  # signs, scalars, token_ids, text, ids, block_headers
-    content_hash: str  # see chain()
-    data_bytes: int  # size of data.mdb
-    data_hash: str  # SHA-256 of data.mdb
-    created_by: str
 
 
 class Record(NamedTuple):
@@ -178,7 +182,7 @@ def _sign_bytes(encoded: Encoded, settings: Settings) -> np.ndarray:
 
 def build_block(records: Sequence[bytes | memoryview], settings: Settings) -> bytes:
     """Join 1 to 65535 records behind a header that says where each begins."""
-    head = bytearray(_BLOCK.pack(_MAGIC, FORMAT_VERSION, settings.token_width, len(records), settings.D))
+    head = bytearray(_BLOCK.pack(_MAGIC, BLOCK_VERSION, settings.token_width, len(records), settings.D))
     offset = header_bytes(len(records))
     for record in records:
         head += _OFFSET.pack(offset)
@@ -214,7 +218,7 @@ def check_block(block: memoryview, settings: Settings) -> int:
         raise Corrupt(f"not a block: it begins with {bytes(block[:12]).hex()}")
     stored = _CRC.unpack_from(block, size - _CRC.size)[0]
     _check_crc(zlib.crc32(block[: size - _CRC.size]), stored, "header")
-    expected = (FORMAT_VERSION, settings.token_width, settings.D)
+    expected = (BLOCK_VERSION, settings.token_width, settings.D)
     if (version, token_width, D) != expected:
         raise Corrupt(f"(version, token id bytes, D) are {(version, token_width, D)}, the manifest says {expected}")
     end = _OFFSET.unpack_from(block, size - _CRC.size - _OFFSET.size)[0]
@@ -253,7 +257,10 @@ def read_record(view: memoryview, settings: Settings) -> Record:
     for size in sizes:
         parts.append(view[start : start + size])
         start += size
-    passage_id, title, text = (str(part, "utf-8") for part in parts[:3])
+    try:
+        passage_id, title, text = (str(part, "utf-8") for part in parts[:3])
+    except UnicodeDecodeError as error:
+        raise Corrupt(f"its id, title or text is not UTF-8 ({error.reason})") from None
     return Record(tokens, passage_id, title, text, *parts[3:])
 
 

@@ -22,7 +22,7 @@ COMMANDS = {f"btr.{name}" for name in ("__main__", "precompute", "serve", "store
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "btr.errors": (set(), set()),
     "btr.kernels": ({"btr.kernels"}, {"numpy", "numba"}),
-    "btr.storage": ({"btr.storage"}, {"numpy", "lmdb"}),
+    "btr.storage": ({"btr.storage"}, {"numpy", "lmdb", "bitarray"}),  # bitarray: which records are deleted
     **{name: (MATHS | {"btr.errors"}, {"torch", "numpy"}) for name in MATHS},
     **{name: (MATHS | {"btr.errors", "btr.kernels"}, {"torch", "numpy"}) for name in ("btr.binarize", "btr.merge")},
 }

@@ -5,6 +5,7 @@ import shlex
 import signal
 import socket
 import sys
+import warnings
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -13,8 +14,8 @@ import uvicorn
 
 from btr.config import MODES
 from btr.errors import InputError
+from btr.indexed import StaleIndex, StoreIndex, open_index
 from btr.reader import Reader
-from btr.retrieve import BM25
 from btr.serve.app import create_app
 from btr.serve.service import AnswerRequest, Limits, RequestError, Service
 from btr.storage import Store, StoreError
@@ -61,17 +62,29 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def open_index(path: Path) -> BM25 | None:
-    """Open the index of the store at `path`, and say what is wrong with the store before the reader is loaded."""
+def check(path: Path) -> None:
+    """Say what is wrong with the store at `path`, or its index, before the reader is loaded."""
     if not path.exists() and not path.with_name(f"{path.name}.building").exists():
         make = "corpus" if path == Path(DEFAULT_STORE) else f"CORPUS --store {shlex.quote(str(path))}"
         raise InputError(f"no store at {path}; make it with: python -m btr.precompute {make}")
-    if len(Store.open(path)) == 0:
+    store = Store.open(path)
+    if len(store) == 0:
         raise InputError(f"the store {path} has no passages")
-    if not (path / "bm25").exists():
-        print(f"warning: {path} has no BM25 index; questions must name their passages", file=sys.stderr)
-        return None
-    return BM25.open(path / "bm25")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StaleIndex)  # said once, when the server is about to begin
+        open_index(store)
+
+
+def index_of(store: Store, name: str) -> StoreIndex | None:
+    """Open the index of a store, and warn if it has none, or one that has fallen behind."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", StaleIndex)
+        index = open_index(store)
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    if index is None:
+        print(f"warning: {name} has no BM25 index; questions must name their passages", file=sys.stderr)
+    return index
 
 
 def load(args: argparse.Namespace) -> Service:
@@ -79,11 +92,13 @@ def load(args: argparse.Namespace) -> Service:
     if args.top is not None and not 1 <= args.top <= Limits.passages:
         raise InputError(f"--top must be 1 to {Limits.passages}, not {args.top}")
     path = Path(args.store)
-    index = open_index(path)
+    check(path)
     reader = Reader.from_pretrained(args.reader)
     store = Store.open(path, reader.fingerprint, args.reader or "")
     model = Path(args.reader).resolve().name if args.reader and Path(args.reader).is_dir() else reader.name
-    service = Service(reader, store, index, model=model, top=args.top or reader.config.passages, mode=args.mode)
+    service = Service(
+        reader, store, index_of(store, args.store), model=model, top=args.top or reader.config.passages, mode=args.mode
+    )
     try:
         service.warm_up()
     except RequestError as error:  # nothing can be answered in this mode

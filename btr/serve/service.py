@@ -12,6 +12,7 @@ from btr.answer import Answer
 from btr.config import Mode
 from btr.corpus import Passage
 from btr.errors import InputError
+from btr.indexed import StoreIndex
 from btr.reader import Reader
 from btr.retrieve import BM25, Hits
 from btr.serve.highlight import find_answer
@@ -139,7 +140,7 @@ class Service:
         self,
         reader: Reader,
         store: Store,
-        index: BM25 | None,
+        index: BM25 | StoreIndex | None,
         *,
         model: str,
         top: int = 20,
@@ -152,7 +153,7 @@ class Service:
 
     def warm_up(self) -> None:
         """Answer one question, so that the first visitor does not wait for compilation and cold files."""
-        first = self.store.at([0])
+        first = self.store.at([next(self.store.live())])
         if self.index is not None:
             self.index.search(first.titles, 1)
         self.answer(AnswerRequest(question="What is this?", ids=[first.ids[0]]))

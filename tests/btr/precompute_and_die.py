@@ -24,12 +24,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from btr import precompute, retrieve
+from btr import precompute, retrieve, shards
 from btr.corpus import Passage
 from btr.reader import Reader
 
 # Small enough for a corpus of 90 passages to have several of each.
-precompute.CHUNK = 16
+shards.CHUNK = precompute.INDEXED = 16
+precompute.SHARD_PASSAGES = 40
 retrieve.BM25Writer.create_or_resume.__func__.__kwdefaults__["shard_size"] = 20
 
 

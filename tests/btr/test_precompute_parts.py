@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from btr import precompute
+from btr import precompute, progress, shards, survey
 from btr.corpus import Passage, Tally, read_passages
 from btr.reader import Reader
 
@@ -49,8 +49,8 @@ def test_terminal_gets_one_line_with_the_time_left(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(precompute.time, "monotonic", lambda: now)
-    report = precompute.Progress("encoded", 100, 700)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    report = progress.Progress("encoded", 100, 700)
     now = 0.1
     report(100, 1000)
     now = 2.0
@@ -62,7 +62,7 @@ def test_terminal_gets_one_line_with_the_time_left(
 
 
 def test_time_left_has_a_unit_that_suits_it() -> None:
-    assert [precompute.duration(s) for s in (4, 99, 100, 6000, 360_000)] == ["4 s", "99 s", "2 min", "2 h", "4 days"]
+    assert [progress.duration(s) for s in (4, 99, 100, 6000, 360_000)] == ["4 s", "99 s", "2 min", "2 h", "4 days"]
 
 
 def test_interrupt_says_that_the_run_can_go_on(
@@ -99,9 +99,12 @@ def test_memory_holds_a_few_chunks_whatever_the_corpus(
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "many").touch()
-    for name, value in {"CHUNK": 8, "SAMPLE": 5, "load": lambda options: tiny_reader, "read_passages": read}.items():
-        monkeypatch.setattr(precompute, name, value)
-    assert precompute.main(["many"]) == 0
+    monkeypatch.setattr(shards, "CHUNK", 8)
+    monkeypatch.setattr(survey, "SAMPLE", 5)
+    monkeypatch.setattr(survey, "read_passages", read)
+    monkeypatch.setattr(precompute, "load", lambda options: tiny_reader)
+    monkeypatch.setattr(precompute, "INDEXED", 8)
+    assert precompute.main(["many", "--shard-passages", "150"]) == 0
     assert peak <= 2 * 8 + 2 * 5 + 2  # two chunks, the sample, and those on their way
 
 

@@ -1,6 +1,5 @@
 """The bytes of records, blocks and the manifest."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import settings as given_settings
 from hypothesis import strategies as st
 
-from btr.storage import BadPassage, Corrupt, Encoded, Manifest, Settings
+from btr.storage import BadPassage, Corrupt, Encoded, Settings
 from btr.storage.format import (
     block_records,
     build_block,
@@ -42,39 +41,6 @@ GOLDEN_BLOCK = bytes.fromhex(
     "6263"  # "bc"
 )
 
-GOLDEN_MANIFEST = """{
-  "fingerprint": "3f2a",
-  "tokenizer_hash": "77aa",
-  "k": 9,
-  "D": 768,
-  "vocab_size": 32128,
-  "max_passage_tokens": 320,
-  "corpus_hash": "c0de",
-  "passages_per_block": 64,
-  "options": {
-    "limit": null
-  },
-  "corpus": "my corpus",
-  "reader": "readers/base",
-  "format_version": 1,
-  "passages": 2,
-  "tokens": 250,
-  "cut": 1,
-  "duplicates": 0,
-  "part_bytes": {
-    "signs": 24000,
-    "scalars": 500,
-    "token_ids": 500,
-    "text": 1300,
-    "ids": 4,
-    "block_headers": 68
-  },
-  "content_hash": "00ff",
-  "data_bytes": 65536,
-  "data_hash": "11ee",
-  "created_by": "btr 0.1.0"
-}"""
-
 
 def two_passages() -> Encoded:
     return Encoded(
@@ -104,12 +70,6 @@ def read_all(block: bytes, settings: Settings) -> Encoded:
 def test_golden_block(nine: Settings, same: Callable[..., None]) -> None:
     assert build_block(encode_records(two_passages(), nine), nine) == GOLDEN_BLOCK
     same(read_all(GOLDEN_BLOCK, nine), two_passages())
-
-
-def test_golden_manifest() -> None:
-    manifest = Manifest.from_json(json.loads(GOLDEN_MANIFEST))
-    assert json.dumps(manifest.to_json(), indent=2) == GOLDEN_MANIFEST
-    assert (manifest.k, manifest.D, manifest.sign_bytes, manifest.token_width) == (9, 768, 96, 2)
 
 
 def test_token_ids_take_two_bytes_while_they_fit(settings: Callable[..., Settings]) -> None:
@@ -230,19 +190,3 @@ def test_an_id_of_511_bytes_is_kept(nine: Settings) -> None:
 def test_refuses_passages_of_another_kind(nine: Settings, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         encode_records(replace(two_passages(), **change), nine)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"surprise": 1}, "missing or unknown keys: ['surprise']"),
-        ({"k": "nine"}, "values of the wrong type: ['k']"),
-        ({"D": 0}, "D = 0 must be >= 1"),
-    ],
-)
-def test_refuses_a_manifest_it_does_not_understand(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(Corrupt) as caught:
-        Manifest.from_json({**json.loads(GOLDEN_MANIFEST), **change})
-    assert message in str(caught.value)
-    with pytest.raises(Corrupt, match="no JSON object"):
-        Manifest.from_json([])

@@ -22,17 +22,29 @@ Same = Callable[[Encoded, Encoded], None]
 Write = Callable[..., Path]
 
 
+def shard(path: Path) -> Path:
+    """Return the directory of the only shard of a store."""
+    (folder,) = (path / "shards").iterdir()
+    return folder
+
+
 def damage(path: Path, find: bytes, offset: int = 0) -> None:
     """Flip a bit of the data file, `offset` bytes after the only place where these bytes stand."""
-    data = bytearray((path / "data.mdb").read_bytes())
+    data = bytearray((shard(path) / "data.mdb").read_bytes())
     assert data.count(find) == 1
     data[data.index(find) + offset] ^= 1
-    (path / "data.mdb").write_bytes(data)
+    (shard(path) / "data.mdb").write_bytes(data)
 
 
 def edit_manifest(path: Path, **changes: object) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+
+
+def edit_entry(path: Path, **changes: object) -> None:
+    """Change what the manifest says of the only shard."""
+    (entry,) = json.loads((path / "manifest.json").read_text())["shards"]
+    edit_manifest(path, shards=[{**entry, **changes}])
 
 
 # What it gives back
@@ -90,7 +102,7 @@ def test_opens_again_after_close(store: Store) -> None:
 
 def test_opens_lmdb_on_first_use_only(tmp_path: Path, write: Write) -> None:
     path = write(tmp_path / "s")
-    with Store.open(path), lmdb.open(str(path), readonly=True, lock=False):  # twice in a process LMDB refuses
+    with Store.open(path), lmdb.open(str(shard(path)), readonly=True, lock=False):  # twice in a process LMDB refuses
         pass
 
 
@@ -143,7 +155,8 @@ before = store.get(["p3"]), other.get(["p4"])
 child = os.fork()
 if child == 0:
     same = store.get(["p3"]).packed.tobytes() == before[0].packed.tobytes() and other.get(["p4"]).ids == ("p4",)
-    own = store._environment is other._environment and store._environment.pid == os.getpid()
+    mine, others = store._view._environments[0], other._view._environments[0]
+    own = mine is others and mine.pid == os.getpid()
     os._exit(0 if same and own else 1)
 _, status = os.waitpid(child, 0)
 assert store.get(["p5"]).ids == ("p5",)  # the child has closed its own copy only
@@ -185,7 +198,7 @@ def test_an_unfinished_store_says_how_to_resume(store: Store) -> None:
     building.mkdir()
     settings = {**json.loads((store.path / "manifest.json").read_text())}
     keys = ("fingerprint", "tokenizer_hash", "k", "D", "vocab_size", "max_passage_tokens", "corpus_hash")
-    keys += ("passages_per_block", "options", "corpus", "reader")
+    keys += ("passages_per_block", "shard_passages", "options", "corpus", "reader")
     (building / "settings.json").write_text(json.dumps({key: settings[key] for key in keys}))
     path = store.path.with_name("new")
     command = f"python -m btr.precompute 'my corpus' --reader readers/base --store {path}"
@@ -195,8 +208,8 @@ def test_an_unfinished_store_says_how_to_resume(store: Store) -> None:
 
 
 def test_a_newer_format(store: Store) -> None:
-    edit_manifest(store.path, format_version=2, surprise=1)
-    with pytest.raises(NewerFormat, match=r"has format 2, this btr reads formats up to 1: update btr"):
+    edit_manifest(store.path, format_version=3, surprise=1)
+    with pytest.raises(NewerFormat, match=r"has format 3, this btr reads formats up to 2: update btr"):
         Store.open(store.path)
 
 
@@ -219,17 +232,17 @@ def test_a_damaged_manifest(store: Store, text: str) -> None:
 
 @pytest.mark.parametrize("change", [-4096, -1, 1])
 def test_a_data_file_of_another_length(store: Store, change: int) -> None:
-    data = store.path / "data.mdb"
+    data = shard(store.path) / "data.mdb"
     size = data.stat().st_size
     os.truncate(data, size + change)
-    message = rf"data\.mdb has {size + change} bytes, the manifest says {size}; .* rebuild it with: python -m btr"
+    message = rf"data\.mdb has {size + change} bytes, the manifest says {size}; .* mend it with: python -m btr"
     for read in (lambda: Store.open(store.path), lambda: store.get(["p1"])):
         with pytest.raises(Corrupt, match=message):
             read()
 
 
 def test_a_missing_data_file(store: Store) -> None:
-    (store.path / "data.mdb").unlink()
+    (shard(store.path) / "data.mdb").unlink()
     with pytest.raises(Corrupt, match=r"has 0 bytes, the manifest says"):
         Store.open(store.path)
 
@@ -249,8 +262,8 @@ def test_a_damaged_block_header_is_named(tmp_path: Path, write: Write) -> None:
 
 
 def test_a_file_that_is_not_lmdb(store: Store) -> None:
-    size = (store.path / "data.mdb").stat().st_size
-    (store.path / "data.mdb").write_bytes(bytes(size))
+    size = (shard(store.path) / "data.mdb").stat().st_size
+    (shard(store.path) / "data.mdb").write_bytes(bytes(size))
     with pytest.raises(Corrupt, match=r"data\.mdb"):
         store.get(["p3"])
 
@@ -283,18 +296,18 @@ def test_verify_finds_damage_and_goes_on(store: Store) -> None:
 
 def test_verify_compares_the_counts(store: Store) -> None:
     manifest = store.manifest
-    edit_manifest(store.path, tokens=manifest.tokens + 1, part_bytes={**manifest.part_bytes, "text": 0, "ids": 0})
+    edit_entry(store.path, tokens=manifest.tokens + 1, part_bytes={**manifest.part_bytes, "text": 0, "ids": 0})
     problems = " ".join(Store.open(store.path).verify())
     for expected in (f"tokens is {manifest.tokens}, the manifest says", "text is ", "ids is "):
         assert expected in problems
 
 
 def edit_index(path: Path, key: bytes, value: bytes | None) -> None:
-    with lmdb.open(str(path), max_dbs=3) as environment:
+    with lmdb.open(str(shard(path)), max_dbs=3) as environment:
         index = environment.open_db(b"ids")
         with environment.begin(write=True) as txn:
             assert txn.delete(key, db=index) if value is None else txn.put(key, value, db=index)
-    edit_manifest(path, data_bytes=(path / "data.mdb").stat().st_size)
+    edit_entry(path, data_bytes=(shard(path) / "data.mdb").stat().st_size)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +331,7 @@ def test_an_index_that_leads_to_another_passage(store: Store) -> None:
 
 def test_verify_survives_damage_to_any_page(store: Store) -> None:
     """Every page in turn is zeroed: LMDB must say so, not crash, and `verify` must notice."""
-    data = store.path / "data.mdb"
+    data = shard(store.path) / "data.mdb"
     sound = data.read_bytes()
     for start in range(0, len(sound), 4096):
         data.write_bytes(sound[:start] + bytes(4096) + sound[start + 4096 :])

@@ -15,7 +15,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def damage(store: Store) -> None:
-    data = store.path / "data.mdb"
+    (data,) = store.path.rglob("data.mdb")
     data.write_bytes(data.read_bytes().replace(b"Title 1", b"Title 2"))
 
 
@@ -90,7 +90,7 @@ def test_a_mistake_is_one_line_and_exit_2(store: Store) -> None:
 
 
 def test_verify_of_a_file_that_is_not_lmdb(store: Store, capsys: Capture) -> None:
-    data = store.path / "data.mdb"
+    (data,) = store.path.rglob("data.mdb")
     data.write_bytes(bytes(data.stat().st_size))
     assert command.main(["verify", str(store.path)]) == 2
     assert "data.mdb: " in capsys.readouterr().err

@@ -16,6 +16,7 @@ from btr.storage import (
     Corrupt,
     DiskFull,
     Encoded,
+    Manifest,
     ResumeMismatch,
     Settings,
     Store,
@@ -23,6 +24,7 @@ from btr.storage import (
     StoreExists,
     StoreWriter,
 )
+from btr.storage.shard import ShardWriter
 
 Make = Callable[..., Encoded]
 Same = Callable[[Encoded, Encoded], None]
@@ -34,6 +36,27 @@ SCRIPT = Path(__file__).with_name("build_and_die.py")
 
 def building(path: Path) -> Path:
     return path.with_name(path.name + ".building")
+
+
+WHOLE = ["manifest.json", "shards", "shards/S", "shards/S/data.mdb", "shards/S/shard.json"]
+
+
+def names(path: Path) -> list[str]:
+    """Return what a store of one shard consists of, the shard called S."""
+    (folder,) = (path / "shards").iterdir()
+    return sorted(str(entry.relative_to(path)).replace(folder.name, "S") for entry in path.rglob("*"))
+
+
+def data(path: Path) -> Path:
+    """Return the data file of the only shard."""
+    (file,) = path.rglob("data.mdb")
+    return file
+
+
+def plain(store: Store) -> Manifest:
+    """Return the manifest without what depends on the history of the file's pages."""
+    shards = tuple(replace(shard, data_bytes=0, data_hash="") for shard in store.manifest.shards)
+    return replace(store.manifest, shards=shards)
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +72,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory, write: Write) -> Iterator[St
 @pytest.mark.parametrize(
     ("when", "committed"),
     [
-        ("_write_json", 0),  # before the settings are there
+        ("writer.write_json", 0),  # before the settings are there
         ("batch 0", 0),
         ("batch 14", 14),  # within a block
         ("batch 35", 35),  # before the last
         ("block 5", 14),  # in a transaction
-        ("hashlib.file_digest", 40),  # while it finishes
-        ("_replace_directory", 40),  # when all is done but the name
+        ("shard.hashlib.file_digest", 40),  # while it finishes
+        ("writer._replace_directory", 40),  # when all is done but the name
     ],
 )
 def test_resumes_after_kill(
@@ -68,10 +91,9 @@ def test_resumes_after_kill(
     with StoreWriter.create_or_resume(path, settings()) as resumed:
         assert (resumed.done, resumed.consumed) == (committed, committed)
     with Store.open(write(path, count=40)) as store:
-        mine, expected = (replace(found.manifest, data_bytes=0, data_hash="") for found in (store, whole))
-        assert mine == expected
+        assert plain(store) == plain(whole)
         assert list(store.verify()) == []
-    assert sorted(entry.name for entry in path.iterdir()) == ["data.mdb", "manifest.json"]
+    assert names(path) == WHOLE
     assert [entry.name for entry in tmp_path.iterdir()] == ["killed"]
 
 
@@ -119,7 +141,7 @@ def test_data_without_settings(tmp_path: Path, settings: SettingsFor) -> None:
 def test_damaged_data_is_not_resumed(tmp_path: Path, settings: SettingsFor) -> None:
     path = tmp_path / "s"
     StoreWriter.create_or_resume(path, settings()).close()
-    (building(path) / "data.mdb").write_bytes(b"nonsense" * 1000)
+    data(building(path)).write_bytes(b"nonsense" * 1000)
     with pytest.raises(Corrupt, match=r"--no-resume deletes it and starts afresh"):
         StoreWriter.create_or_resume(path, settings())
 
@@ -154,21 +176,34 @@ def test_grows_the_map(tmp_path: Path, settings: SettingsFor, passages: Make, sa
         building.append(batch, 40)
         building.finish()
     with Store.open(tmp_path / "s") as store:
-        assert store.manifest.data_bytes > 1 << 16
+        assert store.manifest.shards[0].data_bytes > 1 << 16
         same(store.at(range(40)), batch)
 
 
 def test_refuses_a_second_process(tmp_path: Path, settings: SettingsFor, passages: Make) -> None:
     path = tmp_path / "s"
-    with StoreWriter.create_or_resume(path, settings(), map_size=1 << 16) as building:
-        building.append(passages(range(7)), 7)
-        command = [sys.executable, str(SCRIPT), str(path), "400", "batch", "301"]
-        assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL  # it has grown the map, too
-        assert (building.building / "data.mdb").stat().st_size > 1 << 16
+    with StoreWriter.create_or_resume(path, settings()) as writer:
+        writer.append(passages(range(7)), 7)
+        command = [sys.executable, str(SCRIPT), str(path), "40", "none"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and "StoreBusy: " in done.stderr
+        assert f"{building(path)} is being written by another process: let it finish, or stop it" in done.stderr
+        writer.append(passages(range(7, 14)), 14)
+    assert subprocess.run(command, timeout=60).returncode == 0
+    assert len(Store.open(path)) == 40
+
+
+def test_a_shard_that_another_writes_is_noticed(tmp_path: Path, settings: SettingsFor, passages: Make) -> None:
+    """Without the lock, as on a file system that has none: the progress in the transaction tells."""
+    writers = [ShardWriter(tmp_path / str(number), settings(), map_size=1 << 16) for number in (1, 2)]
+    writers[0].append(passages(range(7)), 7)
+    writers[1].close()
+    shutil.copy(tmp_path / "1" / "data.mdb", tmp_path / "2" / "data.mdb")
+    with ShardWriter(tmp_path / "2", settings(), map_size=1 << 16) as other:
+        other.progress = replace(other.progress, passages=0, consumed=0)
         with pytest.raises(StoreBusy, match="is being written by another process"):
-            building.append(passages(range(7, 14)), 14)
-    with StoreWriter.create_or_resume(path, settings()) as building:
-        assert building.done == 301
+            other.append(passages(range(7, 14)), 14)
+    writers[0].close()
 
 
 LIMITED = f"""
@@ -187,7 +222,7 @@ def test_a_full_disk_can_be_resumed(tmp_path: Path, settings: SettingsFor, write
     path = tmp_path / "s"
     done = subprocess.run([sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, timeout=60)
     assert done.stderr.startswith("DiskFull: cannot write "), done.stderr
-    assert f"bytes to {building(path)} (" in done.stderr
+    assert f"bytes to {building(path) / 'shards'}" in done.stderr
     assert "bytes are free there): make room and run the same command again" in done.stderr
     with StoreWriter.create_or_resume(path, settings()) as resumed:
         count = resumed.consumed + 20
@@ -247,8 +282,8 @@ def test_slack_goes_where_the_disk_has_room_for_a_copy(
     with StoreWriter.create_or_resume(tmp_path / "s", settings(D=768)) as unfinished:
         for first in range(0, 50, 5):
             unfinished.append(batch.select(range(first, first + 5)), first + 5)
-        before = (unfinished.building / "data.mdb").stat().st_size
-        assert (unfinished.finish().data_bytes < before) == copies
+        before = data(unfinished.building).stat().st_size
+        assert (unfinished.finish().shards[0].data_bytes < before) == copies
     with Store.open(tmp_path / "s") as store:
         assert list(store.verify()) == []
 
@@ -291,12 +326,13 @@ def test_what_others_put_there_travels_along(tmp_path: Path, settings: SettingsF
 
 def test_remains_of_a_killed_finish_do_not_matter(tmp_path: Path, write: Write, settings: SettingsFor) -> None:
     with StoreWriter.create_or_resume(tmp_path / "s", settings()) as unfinished:
-        (unfinished.building / "compact.tmp").mkdir()
-        (unfinished.building / "compact.tmp" / "data.mdb").write_text("half")
+        (folder,) = (unfinished.building / "shards").iterdir()
+        (folder / "compact.tmp").mkdir()
+        (folder / "compact.tmp" / "data.mdb").write_text("half")
         (unfinished.building / "manifest.json").write_text("{}")
     with StoreWriter.create_or_resume(tmp_path / "s", settings()) as resumed:
-        names = sorted(entry.name for entry in resumed.building.iterdir())
-        assert names == ["data.mdb", "lock.mdb", "settings.json"]
+        assert sorted(entry.name for entry in folder.iterdir()) == ["data.mdb", "lock", "lock.mdb"]
+        assert sorted(entry.name for entry in resumed.building.iterdir()) == ["lock", "settings.json", "shards"]
     with Store.open(write(tmp_path / "s")) as store:
         assert list(store.verify()) == []
-    assert sorted(entry.name for entry in (tmp_path / "s").iterdir()) == ["data.mdb", "manifest.json"]
+    assert names(tmp_path / "s") == WHOLE
