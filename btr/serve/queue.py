@@ -140,8 +140,7 @@ class Queue:
         tokens, now = 0, monotonic()
         while self._waiting:
             job = heapq.heappop(self._waiting)
-            fits = not batch or (job.kind == batch[0].kind and tokens + job.tokens <= self.batch_tokens)
-            if not fits or len(batch) == MOST_TOGETHER:
+            if batch and not (self.batch_tokens and self._joins(job, batch, tokens)):
                 left.append(job)
                 if not self.batch_tokens:
                     break
@@ -155,6 +154,11 @@ class Queue:
         for job in left:
             heapq.heappush(self._waiting, job)
         return batch
+
+    def _joins(self, job: Job, batch: list[Job], tokens: int) -> bool:
+        """Tell whether a job can be read with a batch that has so many tokens."""
+        fits = tokens + job.tokens <= self.batch_tokens and len(batch) < MOST_TOGETHER
+        return fits and job.kind == batch[0].kind
 
     def _run(self) -> None:
         while batch := self._take():
