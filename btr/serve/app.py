@@ -64,8 +64,8 @@ def create_app(desk: Desk) -> FastAPI:
     )  # fmt: skip
     app.add_middleware(Guard, desk=desk)
     add_errors(app, desk)
-    app.include_router(make_router(desk))
     _add_questions(app, desk)
+    app.include_router(make_router(desk))
     _add_operation(app, desk)
     _add_pages(app, desk)
     return app

@@ -173,19 +173,23 @@ def make_router(desk: Desk) -> APIRouter:
 
     @router.post("/chat/completions", response_model=None)
     async def chat(http: Request, request: ChatRequest) -> Response:
+        """Answer the last message of the user, in OpenAI's words; with `citations`, streamed or not."""
         most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
         return await complete(http, request, _question(request.messages), most, "chat")
 
     @router.post("/completions", response_model=None)
     async def completions(http: Request, request: CompletionRequest) -> Response:
+        """Answer the prompt, in OpenAI's words; with `citations`, streamed or not."""
         return await complete(http, request, _prompt(request.prompt), request.max_tokens, "text")
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
+        """List the one model that is served."""
         return {"object": "list", "data": [model]}
 
     @router.get("/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
+        """Describe the model that is served."""
         if name != model["id"]:
             message = f"there is no model {name[:80]!r}; this server has {model['id']!r}"
             raise RequestError(404, message, "model_not_found")
