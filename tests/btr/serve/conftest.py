@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +15,7 @@ import uvicorn
 from btr.answer import Span
 from btr.serve import Desk, Library, Service, Settings, create_app
 from btr.serve.keys import Keys
+from btr.serve.server import bind
 from btr.storage import Encoded, UnknownId
 
 D = 64
@@ -150,7 +150,8 @@ def make_desk(reader: FakeReader, texts: Sequence[str] = TEXTS, keys: Keys | Non
 def serving(desk: Desk) -> Iterator[int]:
     """Serve on a free loopback port from a thread, and give the port."""
     server = uvicorn.Server(uvicorn.Config(create_app(desk), log_level="critical", lifespan="on"))
-    with socket.create_server(("127.0.0.1", 0)) as bound:
+    with bind("127.0.0.1", 0) as bound:
+        bound.listen()
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:
