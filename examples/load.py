@@ -161,7 +161,8 @@ def main() -> None:
         offline(args.store, questions, args.reader)
     print("clients answers/s      p50      p95      p99  added ms  statuses")
     for count in clients:
-        report(count, *asyncio.run(load(where, iter(bodies), count)))
+        asked = islice(cycle(bodies), max(args.requests, 2 * count))  # so that all clients ask at once
+        report(count, *asyncio.run(load(where, asked, count)))
 
 
 if __name__ == "__main__":
