@@ -1,4 +1,4 @@
-"""The examples, against a server with the tiny reader.  Not run here: haystack_component.py, btr.service."""
+"""The examples, against a server with doubles.  Not run here: haystack_component.py, btr.service."""
 
 import os
 import re
@@ -11,37 +11,15 @@ from typing import Any
 
 import pytest
 
-from btr import precompute
-from btr.reader import Reader
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "examples"
 
 
-@pytest.fixture(scope="module")
-def url(reader_folder: Path, tiny_reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where the server of the sample corpus listens."""
-    store = tmp_path_factory.mktemp("examples") / "corpus.btr"
-    made = [str(ROOT / "corpus"), "--reader", str(reader_folder), "--store", str(store), "--limit", "40"]
-    assert precompute.main(made) == 0
-    command = [
-        sys.executable,
-        "-m",
-        "btr.serve",
-        str(store),
-        "--reader",
-        str(reader_folder),
-        "--port",
-        "0",
-        "--top",
-        "3",
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield process.stdout.readline().split()[-1]
-        finally:
-            process.kill()
+@pytest.fixture
+def url(kit: Any) -> Iterator[str]:
+    """Where a server with doubles listens."""
+    with kit.serving(kit.make_desk(kit.FakeReader())) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def run(*words: str) -> str:
@@ -52,7 +30,7 @@ def run(*words: str) -> str:
     return done.stdout
 
 
-QUESTION = "Who was the first to see the volcano?"
+QUESTION = "Who built the lighthouse?"
 
 
 def test_curl(url: str) -> None:
@@ -90,6 +68,6 @@ def test_every_example_compiles() -> None:
         compile(file.read_text(encoding="utf-8"), str(file), "exec", dont_inherit=True)
 
 
-def test_example_is_named_as_not_run_or_run(url: Any) -> None:
+def test_example_is_run_or_named_as_not_run() -> None:
     tested = Path(__file__).read_text(encoding="utf-8")
     assert [file.name for file in EXAMPLES.iterdir() if file.is_file() and file.name not in tested] == []
