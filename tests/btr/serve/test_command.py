@@ -48,6 +48,7 @@ def complaint(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """Run the command in `folder`, see it refuse, and give what it said on standard error."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(btr.serve, "serve", lambda service, keys, bound: pytest.fail("it serves"))
+    monkeypatch.setattr(btr.serve, "write_json", lambda: None)  # it would keep the stream of one test for all
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     capsys.readouterr()
 
