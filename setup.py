@@ -57,12 +57,20 @@ setup(
         "zstandard>=0.22",
         "fastapi>=0.115",
         "uvicorn>=0.30",
+        "pydantic-settings>=2.4",
+        "prometheus-client>=0.20",
     ],
     extras_require={
         "plots": ["matplotlib>=3.9"],
         "gpus": ["accelerate>=1.0"],
         "ray": ["ray>=2.40"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "httpx>=0.27", "setuptools>=77"],  # a test builds the wheel
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "httpx>=0.27",
+            "openai>=1.50",
+            "setuptools>=77",
+        ],  # a test builds the wheel
         "dev": ["ruff>=0.15", "mypy>=1.18", "matplotlib>=3.9", "accelerate>=1.0"],
     },
     entry_points={"console_scripts": ["btr = btr.__main__:main"]},

@@ -1,69 +1,43 @@
 """Serve answers from a store: an HTTP API and a page to ask it from."""
 
-import argparse
+import json
 import shlex
 import signal
 import socket
 import sys
+import threading
 import warnings
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-import uvicorn
-
-from btr.config import MODES
 from btr.errors import InputError
-from btr.indexed import StaleIndex, StoreIndex, open_index
+from btr.indexed import StaleIndex, open_index
 from btr.reader import Reader
 from btr.serve.app import create_app
-from btr.serve.service import AnswerRequest, Limits, RequestError, Service
+from btr.serve.desk import Desk
+from btr.serve.keys import Keys
+from btr.serve.library import Library
+from btr.serve.logs import write_json
+from btr.serve.schema import AnswerRequest, RequestError
+from btr.serve.server import Server, bind, refusal
+from btr.serve.service import Service
+from btr.serve.settings import DEFAULT_STORE, Settings, parse
 from btr.storage import Store, StoreError
 
-__all__ = ["AnswerRequest", "Limits", "RequestError", "Service", "create_app", "main"]
-
-DEFAULT_STORE = "corpus.btr"
+__all__ = ["AnswerRequest", "Desk", "Library", "RequestError", "Service", "Settings", "create_app", "main"]
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Return the command's settings."""
-    parser = argparse.ArgumentParser(prog="python -m btr.serve", description=__doc__)
-    parser.add_argument("store", nargs="?", default=DEFAULT_STORE, metavar="STORE", help=f"default: {DEFAULT_STORE}")
-    parser.add_argument("--reader", metavar="R", help="folder or hub id of the reader; default: the bundled one")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1")
-    parser.add_argument("--port", type=int, default=8080, help="0 takes a free one; default: 8080")
-    parser.add_argument(
-        "--top", type=int, metavar="N", help="passages read per question; default: the reader's own number"
-    )
-    parser.add_argument("--mode", choices=MODES, default="binary", help="default: binary")
-    return parser.parse_args(argv)
+def check(settings: Settings) -> Keys:
+    """Say what is wrong with the settings, the keys and the store before the reader is loaded; return the keys.
 
-
-def refusal(host: str, port: int, error: OSError) -> InputError:
-    """Say that the system does not let the server listen there."""
-    return InputError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port")
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Bind a socket, before the slow part, so that a port in use is known at once; it takes no connection yet."""
-    if not 0 <= port <= 65535:  # the system would take its lower 16 bits
-        raise InputError(f"--port must be 0 to 65535, not {port}")
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise refusal(host, port, error) from error
-    bound = socket.socket(family, kind)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise refusal(host, port, error) from error
-    return bound
-
-
-def check(path: Path) -> None:
-    """Say what is wrong with the store at `path`, or its index, before the reader is loaded."""
+    Raises:
+        InputError, StoreError: one of them cannot be served with.
+    """
+    path, top = settings.store, settings.top
+    if top is not None and top > settings.max_passages:
+        raise InputError(f"--top is {top}, over --max-passages, {settings.max_passages}")
+    keys = Keys.read(settings.keys_file)
     if not path.exists() and not path.with_name(f"{path.name}.building").exists():
         make = "corpus" if path == Path(DEFAULT_STORE) else f"CORPUS --store {shlex.quote(str(path))}"
         raise InputError(f"no store at {path}; make it with: python -m btr.precompute {make}")
@@ -72,51 +46,41 @@ def check(path: Path) -> None:
         raise InputError(f"the store {path} has no passages")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StaleIndex)  # said once, when the server is about to begin
-        open_index(store)
-
-
-def index_of(store: Store, name: str) -> StoreIndex | None:
-    """Open the index of a store, and warn if it has none, or one that has fallen behind."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", StaleIndex)
         index = open_index(store)
-    for warning in caught:
-        print(f"warning: {warning.message}", file=sys.stderr)
     if index is None:
-        print(f"warning: {name} has no BM25 index; questions must name their passages", file=sys.stderr)
-    return index
+        print(f"warning: {path} has no BM25 index; questions must name their passages", file=sys.stderr)
+    return keys
 
 
-def load(args: argparse.Namespace) -> Service:
+def load(settings: Settings) -> Service:
     """Load the reader, open the store it made and the store's index, and answer one question."""
-    if args.top is not None and not 1 <= args.top <= Limits.passages:
-        raise InputError(f"--top must be 1 to {Limits.passages}, not {args.top}")
-    path = Path(args.store)
-    check(path)
-    reader = Reader.from_pretrained(args.reader)
-    store = Store.open(path, reader.fingerprint, args.reader or "")
-    model = Path(args.reader).resolve().name if args.reader and Path(args.reader).is_dir() else reader.name
-    service = Service(
-        reader, store, index_of(store, args.store), model=model, top=args.top or reader.config.passages, mode=args.mode
-    )
+    name = settings.reader
+    reader = Reader.from_pretrained(name)
+    library = Library.open(settings.store, reader, name or "")
+    model = Path(name).resolve().name if name and Path(name).is_dir() else reader.name
+    service = Service(reader, library, settings, model=model)
     try:
         service.warm_up()
     except RequestError as error:  # nothing can be answered in this mode
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{settings.store}: {error}") from error
     return service
 
 
-def serve(service: Service, bound: socket.socket) -> None:
-    """Print where, and serve until SIGTERM or SIGINT; then finish the answers under way."""
+def serve(service: Service, keys: Keys, bound: socket.socket) -> None:
+    """Print where, and serve until SIGTERM or SIGINT; SIGHUP reloads the store and the keys."""
     host, port = bound.getsockname()[:2]
     try:
-        bound.listen()
+        bound.listen(1024)
     except OSError as error:  # another server was bound to it too, and listened first
         raise refusal(host, port, error) from error
     host = f"[{host}]" if ":" in host else host
+    if not keys.digests and host not in ("127.0.0.1", "[::1]"):
+        print(f"warning: everybody who reaches {host}:{port} may ask; --keys-file gives it keys", file=sys.stderr)
+    desk = Desk(service, keys)
+    server = Server(desk, create_app(desk))
+    signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=desk.reload, daemon=True).start())
     print(f"{service.passages:,} passages, model {service.model}: http://{host}:{port}", flush=True)
-    config = uvicorn.Config(create_app(service), log_level="warning", access_log=False, server_header=False)
-    uvicorn.Server(config).run(sockets=[bound])
+    server.run(sockets=[bound])
 
 
 def leave(signum: int, frame: FrameType | None) -> NoReturn:
@@ -125,15 +89,19 @@ def leave(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve a store; return 2 for bad input.  Leaves by SystemExit(0) on SIGTERM or SIGINT."""
-    args = parse(argv)
+    """Serve a store; return 2 for bad input.  Leaves by SystemExit(0) on SIGTERM or SIGINT while it loads."""
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     try:
-        with bind(args.host, args.port) as bound:
-            service = load(args)
-            with service.store:
-                serve(service, bound)
+        settings, dry_run = parse(argv)
+        with bind(settings.host, settings.port) as bound:
+            keys = check(settings)
+            if dry_run:
+                print(json.dumps(settings.model_dump(mode="json"), indent=2))
+                return 0
+            service = load(settings)
+            write_json()
+            serve(service, keys, bound)
     except (InputError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,140 +1,147 @@
-"""Serve a `Service` over HTTP: routes, errors, limits on the wire and security headers.
-
-Reading is bound by the processor, so one worker thread reads, one question at a time, and the event loop stays free.
-"""
+"""Serve a `Service` over HTTP: the routes."""
 
 import asyncio
-import html
-import json
-from base64 import b64encode
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from hashlib import sha256
-from pathlib import Path
-from re import DOTALL, findall
+from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from btr.serve.service import AnswerRequest, AnswerResponse, RequestError, Service
+from btr import __version__
+from btr.serve.desk import Desk
+from btr.serve.errors import add_errors
+from btr.serve.guard import Guard
+from btr.serve.openai import make_router
+from btr.serve.pages import render_docs, render_page
+from btr.serve.schema import (
+    AnswerRequest,
+    AnswerResponse,
+    BatchItem,
+    BatchRequest,
+    BatchResponse,
+    ErrorBody,
+    ErrorReply,
+    RequestError,
+    StoredPassage,
+    error_body,
+)
 
-PAGE = Path(__file__).with_name("page.html")
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
+ABOUT = (
+    "Answers questions from passages kept as bits. Where the server has keys, send one as "
+    "`Authorization: Bearer KEY`. Errors have OpenAI's shape; a 429 or 503 says in Retry-After when to come back."
+)
+WHY = {
+    400: "a value is out of range",
+    401: "no key, or a wrong one",
+    404: "no such passage, model or address",
+    413: "too large",
+    422: "malformed",
+    429: "the queue is full",
+    500: "the server failed, or a passage is damaged",
+    503: "shutting down, or out of time",
 }
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorReply, "description": why} for status, why in WHY.items()
+}
+ITEMS_AT_FAULT = {"queue_full", "draining"}  # codes that say: none of a batch was taken
 
 
-class Guard:
-    """Bound the body of every request, and set the security headers of every response."""
-
-    def __init__(self, app: ASGIApp, body_bytes: int) -> None:
-        self.app, self.body_bytes = app, body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        seen = 0
-
-        async def bounded() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.body_bytes:
-                raise HTTPException(413, f"the body is over {self.body_bytes} bytes")
-            return message
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        return await self.app(scope, bounded, guarded)
-
-
-def _error(status: int, message: str, code: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    kind = "server_error" if status >= 500 else "not_found_error" if status == 404 else "invalid_request_error"
-    body = {"error": {"message": message, "type": kind, "code": code}}
-    return JSONResponse(body, status, headers=HEADERS | dict(headers or {}))
-
-
-def _describe(error: RequestValidationError) -> str:
-    """Name each field at fault and its fault, without repeating what was sent."""
-    faults = []
-    for fault in error.errors()[:5]:
-        where = ".".join(str(part)[:40] for part in fault["loc"][1:])
-        named = f"{where or 'body'}: {fault['msg']}"
-        faults.append("the body is not JSON" if fault["type"] == "json_invalid" else named)
-    return "; ".join(faults)
-
-
-def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(RequestError)
-    async def refused(request: Request, error: RequestError) -> JSONResponse:
-        return _error(error.status, error.message, error.code)
-
-    @app.exception_handler(RequestValidationError)
-    async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _error(422, _describe(error), "malformed")
-
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
-        headers = dict(error.headers or {})
-        return _error(error.status_code, str(error.detail), codes.get(error.status_code, "bad_request"), headers)
-
-    @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> JSONResponse:
-        return _error(500, "the server failed; its log says how", "internal_error")
-
-
-def _render(examples: Sequence[str], mode: str) -> tuple[str, str]:
-    """Return the page and its content security policy, which allows its own script and style and nothing else."""
-    page = PAGE.read_text(encoding="utf-8").replace("[[mode]]", mode)
-    page = page.replace("[[examples]]", html.escape(json.dumps(list(examples))))
-    allowed = []
-    for tag in ("script", "style"):
-        for text in findall(rf"<{tag}>(.*?)</{tag}>", page, DOTALL):
-            digest = b64encode(sha256(text.encode()).digest()).decode()
-            allowed.append(f"{tag}-src 'sha256-{digest}'")
-    policy = "; ".join([HEADERS["Content-Security-Policy"], "connect-src 'self'", "img-src data:", *allowed])
-    return page, policy
-
-
-def create_app(service: Service) -> FastAPI:
-    """Return the application: the page, its health, and `POST /v1/answer`."""
-    page, policy = _render(service.examples(), service.mode)
+def create_app(desk: Desk) -> FastAPI:
+    """Return the application of a desk; the reader's thread lives as long as it."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader") as app.state.worker:
-            yield
+        desk.queue.start()
+        yield
+        desk.draining = True
+        await asyncio.to_thread(desk.queue.close, 5.0)
 
-    app = FastAPI(title="btr", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, body_bytes=service.limits.body_bytes)
-    _add_errors(app)
+    app = FastAPI(
+        title="btr", version=__version__, description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None,
+        responses=REFUSALS,
+    )  # fmt: skip
+    app.add_middleware(Guard, desk=desk)
+    add_errors(app, desk)
+    _add_questions(app, desk)
+    app.include_router(make_router(desk))
+    _add_operation(app, desk)
+    _add_pages(app, desk)
+    return app
 
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def show_page() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+def _add_questions(app: FastAPI, desk: Desk) -> None:
+    @app.post("/v1/answer", response_model_exclude_none=True)
+    async def answer(http: Request, request: AnswerRequest) -> AnswerResponse:
+        """Answer one question from the store, or from passages sent with it."""
+        return await desk.ask(http, request)
+
+    @app.post("/v1/answer/batch", response_model_exclude_none=True)
+    async def answer_batch(http: Request, request: BatchRequest) -> BatchResponse:
+        """Answer several questions; each item of the result has an `answer` or an `error`."""
+        most = min(desk.service.settings.max_questions, desk.service.settings.queue)
+        if len(request.questions) > most:
+            message = f"questions must be of length 1 to {most}, not {len(request.questions)}"
+            raise RequestError(400, message, "out_of_range")
+        items = []
+        for result in await desk.ask_all(http, request.questions):
+            if isinstance(result, AnswerResponse):
+                items.append(BatchItem(answer=result))
+            else:
+                desk.metrics.errors.labels(result.code).inc()
+                items.append(BatchItem(error=ErrorBody(**error_body(result.status, result.message, result.code))))
+        return BatchResponse(results=items)
+
+    @app.get("/v1/passages/{passage_id:path}")
+    async def passage(passage_id: str) -> StoredPassage:
+        """Look up a passage of the store."""
+        return await asyncio.to_thread(desk.service.passage, passage_id)
+
+
+def _add_operation(app: FastAPI, desk: Desk) -> None:
+    service = desk.service
 
     @app.get("/health")
-    async def health() -> dict[str, str | int]:
-        return {"status": "ok", "model": service.model, "passages": service.passages}
+    async def health() -> dict[str, str]:
+        """Tell that the process runs."""
+        return {"status": "ok"}
 
-    @app.post("/v1/answer", response_model_exclude_none=True)
-    async def answer(request: AnswerRequest) -> AnswerResponse:
-        return await asyncio.get_running_loop().run_in_executor(app.state.worker, service.answer, request)
+    @app.get("/ready")
+    async def ready() -> dict[str, str]:
+        """Tell whether new questions are taken: the reader is loaded, the store open, and nobody asked to stop."""
+        if not desk.ready:
+            raise RequestError(503, "the server is shutting down", "draining", 5)
+        return {"status": "ready"}
 
-    return app
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """Give the server's numbers, for Prometheus."""
+        return Response(desk.metrics.render(), media_type=desk.metrics.content_type)
+
+    @app.get("/info")
+    async def info() -> dict[str, Any]:
+        """Say what is served, and within which limits."""
+        limits = ("max_body_bytes", "max_question_chars", "max_passages", "max_new_tokens", "max_questions")
+        return {
+            "version": __version__, "model": service.model, "family": service.reader.family,
+            "fingerprint": service.reader.fingerprint, "passages": service.passages, "mode": service.mode,
+            "top": service.top, "queue": service.settings.queue, "timeout": service.settings.timeout,
+            "limits": {name: getattr(service.settings, name) for name in limits},
+        }  # fmt: skip
+
+
+def _add_pages(app: FastAPI, desk: Desk) -> None:
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> HTMLResponse:
+        text, policy = render_page(desk.service.examples(), desk.service.mode, bool(desk.keys.digests))
+        return HTMLResponse(text, headers={"Content-Security-Policy": policy})
+
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        text, policy = render_docs(app.openapi())
+        return HTMLResponse(text, headers={"Content-Security-Policy": policy})
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon() -> JSONResponse:
+        raise HTTPException(404, "Not Found")

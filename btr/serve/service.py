@@ -1,123 +1,43 @@
-"""Answer questions from one reader, one store and its retrieval index.  Of HTTP it knows the statuses of refusals."""
+"""Answer questions from one reader and a library.  Of HTTP it knows the statuses of refusals."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
-from typing import Annotated
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from btr.answer import Answer
 from btr.config import Mode
 from btr.corpus import Passage
 from btr.errors import InputError
-from btr.indexed import StoreIndex
 from btr.reader import Reader
-from btr.retrieve import BM25, Hits
+from btr.retrieve import Hits
 from btr.serve.highlight import find_answer
-from btr.storage import Encoded, Store, UnknownId
+from btr.serve.library import Library
+from btr.serve.schema import (
+    AnswerRequest,
+    AnswerResponse,
+    Citation,
+    CitedPassage,
+    Evidence,
+    InlinePassage,
+    RequestError,
+    StoredPassage,
+)
+from btr.serve.settings import Settings
+from btr.storage import Encoded, StoreError, UnknownId
 
 PHASES = ("retrieve", "load", "tokenize", "expand", "encode", "project", "decode")
+CHARACTERS = 4  # per token of English: what an inline passage is taken to cost before it is tokenized
 # Questions of the sample corpus that the shipped reader answers, and the passage that answers each.
 EXAMPLES = {
     "Who discovered X-rays?": "light-2",
     "How high is Mount Everest?": "everest-1",
     "What kind of boat is traditional in Venice?": "venice-1",
 }
-
-
-def _whole(text: str) -> str:
-    """Refuse half of a surrogate pair, which JSON can escape and UTF-8 cannot write."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds half of a surrogate pair") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_whole)]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bound what one request may ask for."""
-
-    body_bytes: int = 2 << 20
-    passages: int = 100
-    new_tokens: int = 128
-
-
-class InlinePassage(BaseModel):
-    """Carry a passage that is not in the store; without an id it is named by its place, from "1"."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-    id: Text | None = None
-    title: Text = ""
-    text: Text
-
-
-class AnswerRequest(BaseModel):
-    """Ask a question of at most one of: the best `top_k` of the store (the default), these `ids`, these `passages`."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-    question: Text
-    top_k: int | None = None
-    ids: list[Text] | None = None
-    passages: list[InlinePassage] | None = None
-    mode: Mode | None = None
-    max_new_tokens: int = 32
-
-
-class CitedPassage(BaseModel):
-    """Name a passage that was read, and how much of the answer came from it.
-
-    `evidence` is its share of the decoder's attention or, from a span reader, of the probability; `highlights` are
-    [start, end) offsets into `text`, in Unicode code points, of every occurrence of the answer.
-    """
-
-    id: str
-    title: str
-    text: str
-    retrieval_score: float | None = None
-    evidence: float
-    highlights: list[tuple[int, int]]
-
-
-class Citation(BaseModel):
-    """Say where the answer was quoted from: characters start to end, in code points, of the text of passage `id`."""
-
-    id: str
-    start: int
-    end: int
-
-
-class AnswerResponse(BaseModel):
-    """Give the answer, the passages it came from (most evidence first), and what reading them took.
-
-    `score` is the mean log-probability per answer token or, from a span reader, the span's log-probability; `citation`
-    and `no_answer`, the probability that none of the passages answers, come from span readers alone; `timings` are
-    seconds; `bits_read` counts the stored signs.
-    """
-
-    answer: str
-    score: float
-    citation: Citation | None
-    no_answer: float | None
-    mode: Mode
-    model: str
-    passages: list[CitedPassage]
-    timings: dict[str, float]
-    bits_read: int
-    tokens_read: int
-
-
-class RequestError(Exception):
-    """Refuse a request with an HTTP status, a message for its sender and a code for his program."""
-
-    def __init__(self, status: int, message: str, code: str) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code = status, message, code
+_log = logging.getLogger("btr.serve")
 
 
 @dataclass(frozen=True)
@@ -131,112 +51,199 @@ class Chosen:
 
 
 class Service:
-    """Answer questions from one reader, one store and its retrieval index, if it has one.
+    """Answer questions from one reader and one library.
 
-    Not thread-safe: one caller at a time.
+    `check` and `passage` may be called from any thread, `answer` from one at a time.
     """
 
-    def __init__(
-        self,
-        reader: Reader,
-        store: Store,
-        index: BM25 | StoreIndex | None,
-        *,
-        model: str,
-        top: int = 20,
-        mode: Mode = "binary",
-        limits: Limits = Limits(),
-    ) -> None:
-        self.reader, self.store, self.index = reader, store, index
-        self.model, self.top, self.mode, self.limits = model, top, mode, limits
-        self.passages = len(store)
+    def __init__(self, reader: Reader, library: Library, settings: Settings, *, model: str) -> None:
+        self.reader, self.library, self.settings, self.model = reader, library, settings, model
+        self.mode: Mode = settings.mode
+        self.top = settings.top or min(reader.config.passages, settings.max_passages)
+        given = settings.batch_tokens
+        self.batch_tokens = given if given is not None else 16384 if reader.family == "generative" else 0
+
+    @property
+    def passages(self) -> int:
+        """Passages in the store."""
+        return len(self.library.store)
 
     def warm_up(self) -> None:
         """Answer one question, so that the first visitor does not wait for compilation and cold files."""
-        first = self.store.at([next(self.store.live())])
-        if self.index is not None:
-            self.index.search(first.titles, 1)
-        self.answer(AnswerRequest(question="What is this?", ids=[first.ids[0]]))
+        store = self.library.store
+        first = store.at([next(store.live())])
+        [result] = self.answer([AnswerRequest(question="What is this?", ids=[first.ids[0]])])
+        if isinstance(result, Exception):
+            raise result
+
+    def reload(self) -> None:
+        """Open what now stands at the store's path, and answer from it; where that fails nothing changes.
+
+        Raises:
+            InputError, StoreError: it cannot be served by this reader.
+        """
+        self.library = Library.open(Path(self.settings.store), self.reader, self.settings.reader or "")
 
     def examples(self) -> list[str]:
         """Return questions that are worth a try: those of the sample corpus, if that is what the store holds."""
         try:
-            self.store.get(list(EXAMPLES.values()))
-        except UnknownId:
+            self.library.store.get(list(EXAMPLES.values()))
+        except StoreError:
             return []
         return list(EXAMPLES)
 
-    def answer(self, request: AnswerRequest) -> AnswerResponse:
-        """Answer one question.
+    def passage(self, passage_id: str) -> StoredPassage:
+        """Look a passage up.
+
+        Raises:
+            RequestError: 404, the store does not hold it; 500, it is damaged.
+        """
+        found = _load(self.library, [passage_id])
+        return StoredPassage(id=found.ids[0], title=found.titles[0], text=found.texts[0], tokens=int(found.lengths[0]))
+
+    def check(self, request: AnswerRequest) -> None:
+        """Refuse what no reading can mend.
 
         Raises:
             RequestError: the request is at fault; it says with which HTTP status.
         """
-        start = perf_counter()
-        self._check(request)
-        mode = request.mode or self.mode
-        chosen = self._choose(request)
-        source = _source(chosen, mode)
-        try:
-            answer = self.reader.answer(
-                request.question.strip(), source, mode=mode, max_new_tokens=request.max_new_tokens
-            )
-        except InputError as error:
-            raise RequestError(400, str(error), "invalid_value") from error
-        tokens = sum(len(attention) for attention in answer.token_evidence)
-        timings = dict.fromkeys(PHASES, 0.0) | chosen.timings | answer.timings | {"total": perf_counter() - start}
-        return AnswerResponse(
-            answer=answer.text,
-            score=answer.score,
-            citation=_quoted(chosen, answer),
-            no_answer=answer.no_answer,
-            mode=mode,
-            model=self.model,
-            passages=_cite(chosen, answer),
-            timings=timings,
-            bits_read=tokens * self.reader.bits if mode == "binary" else 0,
-            tokens_read=tokens,
-        )
-
-    def _check(self, request: AnswerRequest) -> None:
+        limits = self.settings
         if not request.question.strip():
             raise RequestError(400, "the question is blank", "blank_question")
+        if len(request.question) > limits.max_question_chars:
+            message = f"the question has {len(request.question)} characters, over {limits.max_question_chars}"
+            raise RequestError(413, message, "too_large")
         given = [name for name in ("top_k", "ids", "passages") if getattr(request, name) is not None]
         if len(given) > 1:
             raise RequestError(400, f"send only one of top_k, ids and passages, not {' and '.join(given)}", "conflict")
         asked = {"top_k": request.top_k, "max_new_tokens": request.max_new_tokens}
         asked |= {name: len(getattr(request, name)) for name in ("ids", "passages") if name in given}
         for name, count in asked.items():
-            most = self.limits.new_tokens if name == "max_new_tokens" else self.limits.passages
+            most = limits.max_new_tokens if name == "max_new_tokens" else limits.max_passages
             if count is not None and not 1 <= count <= most:
                 unit = "of length " if name in ("ids", "passages") else ""
                 raise RequestError(400, f"{name} must be {unit}1 to {most}, not {count}", "out_of_range")
+        if self.library.index is None and not {"ids", "passages"} & set(given):
+            raise RequestError(400, "the store has no index to search; send ids or passages", "no_index")
+        _inline(request.passages or ())
 
-    def _choose(self, request: AnswerRequest) -> Chosen:
+    def cost(self, request: AnswerRequest) -> int:
+        """Estimate the passage tokens that a question will be read with."""
+        most = self.reader.config.max_passage_tokens
+        if request.passages is not None:
+            return sum(min(most, len(p.title + p.text) // CHARACTERS + 4) for p in request.passages)
+        manifest = self.library.store.manifest
+        count = len(request.ids) if request.ids is not None else request.top_k or self.top
+        return min(count, manifest.passages) * -(-manifest.tokens // max(manifest.passages, 1))
+
+    def kind(self, request: AnswerRequest) -> Hashable:
+        """Return what questions must have in common to be read together."""
+        return (request.mode or self.mode, request.max_new_tokens, request.merge_ratio or 0.0)
+
+    def answer(self, requests: Sequence[AnswerRequest]) -> list[AnswerResponse | Exception]:
+        """Answer checked questions of one kind; one that cannot be answered has an exception in its place."""
+        library = self.library  # the same for the whole batch, whatever a reload does meanwhile
+        chosen: list[Chosen | Exception] = [self._try_choose(library, request) for request in requests]
+        ready = [n for n, found in enumerate(chosen) if isinstance(found, Chosen)]
+        results: list[AnswerResponse | Exception] = [
+            found if isinstance(found, Exception) else RuntimeError("not read") for found in chosen
+        ]
+        answers = self._read([requests[n] for n in ready], [chosen[n] for n in ready])  # type: ignore[misc]
+        for n, answer in zip(ready, answers, strict=True):
+            found = chosen[n]
+            assert isinstance(found, Chosen)
+            failed = isinstance(answer, Exception)
+            results[n] = answer if failed else self._respond(found, answer, len(ready))  # type: ignore[assignment, arg-type]
+        return results
+
+    def _try_choose(self, library: Library, request: AnswerRequest) -> Chosen | Exception:
+        try:
+            found = self._choose(library, request)
+            _source(found, request.mode or self.mode)
+            return found
+        except RequestError as error:
+            return error
+        except Exception as error:
+            return _broken(error)
+
+    def _read(self, requests: Sequence[AnswerRequest], chosen: Sequence[Chosen]) -> list[Answer | Exception]:
+        """Read questions together; if that fails, one by one, so that a bad one fails alone."""
+        if not requests:
+            return []
+        first = requests[0]
+        mode = first.mode or self.mode
+        try:
+            merge = self.reader.schedule("algorithm", first.merge_ratio) if first.merge_ratio else None
+            return list(
+                self.reader.answer_batch(
+                    [request.question.strip() for request in requests],
+                    [_source(found, mode) for found in chosen],
+                    mode=mode,
+                    max_new_tokens=first.max_new_tokens,
+                    merge=merge,
+                )
+            )
+        except Exception as error:
+            if len(requests) > 1:
+                parts = zip(requests, chosen, strict=True)
+                return [answer for request, found in parts for answer in self._read([request], [found])]
+            refused = isinstance(error, InputError)
+            return [RequestError(400, str(error), "invalid_value") if refused else _broken(error)]
+
+    def _respond(self, chosen: Chosen, answer: Answer, batch: int) -> AnswerResponse:
+        tokens = sum(len(attention) for attention in answer.token_evidence)
+        timings = dict.fromkeys(PHASES, 0.0) | chosen.timings | answer.timings
+        return AnswerResponse(
+            answer=answer.text,
+            score=answer.score,
+            citation=_quoted(chosen, answer),
+            no_answer=answer.no_answer,
+            mode=answer.mode,
+            model=self.model,
+            passages=_cite(chosen, answer),
+            timings=timings,
+            batch=batch,
+            bits_read=tokens * self.reader.bits if answer.mode == "binary" else 0,
+            tokens_read=tokens,
+            answer_tokens=len(answer.tokens),
+        )
+
+    def _choose(self, library: Library, request: AnswerRequest) -> Chosen:
         if request.passages is not None:
             return Chosen(_inline(request.passages))
         start = perf_counter()
-        hits = self._search(request) if request.ids is None else None
+        hits = self._search(library, request) if request.ids is None else None
         found = perf_counter()
-        encoded = self._load(request.ids or ()) if hits is None else self.store.at(hits[0].tolist())
+        encoded = _load(library, request.ids or ()) if hits is None else library.store.at(hits[0].tolist())
         timings = {"retrieve": found - start, "load": perf_counter() - found}
         passages = tuple(Passage(*row) for row in zip(encoded.ids, encoded.titles, encoded.texts, strict=True))
         return Chosen(passages, encoded, hits[1] if hits else None, timings)
 
-    def _search(self, request: AnswerRequest) -> Hits:
-        if self.index is None:
+    def _search(self, library: Library, request: Evidence) -> Hits:
+        if library.index is None:
             raise RequestError(400, "the store has no index to search; send ids or passages", "no_index")
-        (hits,) = self.index.search([request.question], request.top_k or self.top)
+        (hits,) = library.index.search([request.question], request.top_k or self.top)  # type: ignore[attr-defined]
         if len(hits[0]) == 0:
             raise RequestError(404, "no passage of the store shares a word with the question", "no_passages")
         return hits
 
-    def _load(self, ids: Sequence[str]) -> Encoded:
-        try:
-            return self.store.get(list(dict.fromkeys(ids)))
-        except UnknownId as error:
-            names = ", ".join(repr(name[:80]) for name in error.ids[:5])
-            raise RequestError(404, f"the store has no passage {names}", "unknown_id") from error
+
+def _broken(error: Exception) -> RequestError:
+    """Log what failed, and say no more of it than its sender may know."""
+    _log.error("a question failed", exc_info=error)
+    if isinstance(error, StoreError):
+        return RequestError(500, "a passage to be read is damaged in the store; the log says which", "damaged_passage")
+    return RequestError(500, "the server failed; its log says how", "internal_error")
+
+
+def _load(library: Library, ids: Sequence[str]) -> Encoded:
+    try:
+        return library.store.get(list(dict.fromkeys(ids)))
+    except UnknownId as error:
+        names = ", ".join(repr(name[:80]) for name in error.ids[:5])
+        raise RequestError(404, f"the store has no passage {names}", "unknown_id") from error
+    except StoreError as error:
+        raise _broken(error) from error
 
 
 def _inline(passages: Sequence[InlinePassage]) -> tuple[Passage, ...]:

@@ -1,6 +1,5 @@
 """The command `btr serve`, with a real, tiny reader and the store it made."""
 
-import argparse
 import http.client
 import json
 import re
@@ -18,7 +17,8 @@ from btr import precompute
 from btr.config import MODES
 from btr.corpus import Passage
 from btr.reader import Reader
-from btr.serve import AnswerRequest, Service, load, main, parse, serve
+from btr.serve import AnswerRequest, Service, Settings, load, main, serve
+from btr.serve.schema import AnswerResponse
 from btr.storage import Store
 
 WAIT = 60  # seconds, for what takes a few on a machine with nothing else to do
@@ -47,7 +47,8 @@ Complaint = Callable[..., str]
 def complaint(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Complaint:
     """Run the command in `folder`, see it refuse, and give what it said on standard error."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(btr.serve, "serve", lambda service, bound: pytest.fail("it serves"))
+    monkeypatch.setattr(btr.serve, "serve", lambda service, keys, bound: pytest.fail("it serves"))
+    monkeypatch.setattr(btr.serve, "write_json", lambda: None)  # it would keep the stream of one test for all
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     capsys.readouterr()
 
@@ -69,8 +70,8 @@ def test_missing_store_says_how_to_make_it(complaint: Complaint) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["whole", "--top", "0"], "--top must be 1 to 100, not 0"),
-        (["whole", "--port", "70000"], "--port must be 0 to 65535, not 70000"),
+        (["whole", "--top", "0"], "--top (or BTR_TOP) is '0': "),
+        (["whole", "--port", "70000"], "--port (or BTR_PORT) is '70000': "),
         (["whole", "--host", "127.0.0.1%none"], "cannot listen on 127.0.0.1%none:0: "),
         (["1.1"], "is not a store"),
         (["whole", "--reader", "1.0"], "was built by reader"),
@@ -105,9 +106,9 @@ def test_port_taken_while_the_reader_loads_is_refused(complaint: Complaint, monk
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", 0))
 
-        def load_slowly(args: argparse.Namespace) -> Service:
+        def load_slowly(settings: Settings) -> Service:
             other.listen()
-            return load(args)
+            return load(settings)
 
         monkeypatch.setattr(btr.serve, "load", load_slowly)
         monkeypatch.setattr(btr.serve, "serve", serve)
@@ -119,9 +120,9 @@ def test_service_answers_as_its_reader_does(
     folder: Path, tiny_reader: Reader, tiny_passages: list[Passage], mode: str
 ) -> None:
     question = "Who built the lighthouse?"
-    service = load(parse([str(folder / "whole"), "--reader", str(folder / "1.1"), "--mode", mode]))
-    with service.store:
-        reply = service.answer(AnswerRequest(question=question))
+    service = load(Settings(store=folder / "whole", reader=str(folder / "1.1"), mode=mode))
+    [reply] = service.answer([AnswerRequest(question=question)])
+    assert isinstance(reply, AnswerResponse)
     found = sorted(reply.passages, key=lambda cited: -(cited.retrieval_score or 0))
     read = [next(p for p in tiny_passages if p.id == cited.id) for cited in found]
     expected = tiny_reader.answer(question, read, mode=mode)
@@ -152,4 +153,6 @@ def test_signal_stops_the_server_cleanly(folder: Path, name: str) -> None:
             out, err = process.communicate(timeout=WAIT)
         finally:
             process.kill()
-    assert (process.returncode, out, err) == (0, "", "")
+    log = [json.loads(line) for line in err.splitlines()]
+    assert (process.returncode, out, [entry["event"] for entry in log]) == (0, "", ["request", "draining"])
+    assert (log[0]["route"], log[0]["status"], len(log[0]["request_id"])) == ("/health", 200, 32)

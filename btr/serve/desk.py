@@ -1,0 +1,146 @@
+"""Take questions from the event loop to the reader's thread, and bring the answers back."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+from fastapi import Request
+
+from btr.errors import InputError
+from btr.serve.keys import Keys
+from btr.serve.metrics import Metrics
+from btr.serve.queue import Job, Queue, late
+from btr.serve.schema import AnswerRequest, AnswerResponse, RequestError
+from btr.serve.service import Service
+from btr.storage import StoreError
+
+_log = logging.getLogger("btr.serve")
+
+
+class ClientLeft(Exception):
+    """Report that nobody waits for the answer any more."""
+
+
+class Desk:
+    """Where requests come in: the service, its queue and its numbers."""
+
+    def __init__(self, service: Service, keys: Keys | None = None) -> None:
+        self.service, self.keys, self.metrics = service, keys or Keys(), Metrics()
+        self.draining = False
+        self.queue = Queue(self._read, service.settings.queue, service.batch_tokens)
+        self.metrics.watch("btr_queue_depth", "Questions in line", lambda: len(self.queue))
+        self.metrics.watch("btr_reading", "Questions with the reader now", lambda: self.queue.reading)
+        self.metrics.watch("btr_ready", "1 if new questions are taken", lambda: self.ready)
+        self.metrics.watch("btr_passages", "Passages in the store", lambda: self.service.passages)
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether new questions are taken."""
+        return self.queue.alive and not self.draining
+
+    def reload(self) -> bool:
+        """Open the store, and read the keys, anew; on a fault log it, keep what is there, and return False."""
+        try:
+            keys = Keys.read(self.service.settings.keys_file)
+            self.service.reload()
+        except (InputError, StoreError, OSError) as error:
+            _log.error("reload failed: %s", error)
+            self.metrics.reloads.labels("failed").inc()
+            return False
+        self.keys = keys
+        _log.info("reloaded", extra={"fields": {"passages": self.service.passages}})
+        self.metrics.reloads.labels("done").inc()
+        return True
+
+    def _read(self, jobs: Sequence[Job]) -> list[AnswerResponse | Exception]:
+        """Answer the jobs of a batch; runs in the reader's thread."""
+        results = self.service.answer([job.work for job in jobs])
+        now = monotonic()
+        for job, result in zip(jobs, results, strict=True):
+            if isinstance(result, AnswerResponse):
+                times = {"queue": job.begun - job.arrived}
+                result.timings = times | result.timings | {"total": now - job.arrived}
+        answers = [result for result in results if isinstance(result, AnswerResponse)]
+        self.metrics.count_batch(answers, [job.begun - job.arrived for job in jobs])
+        return results
+
+    def _put(self, asked: Sequence[AnswerRequest]) -> list[Job]:
+        if self.draining:
+            raise RequestError(503, "the server is shutting down", "draining", 5)
+        service, most = self.service, self.service.settings.timeout
+        return self.queue.put(
+            [(one, service.cost(one), service.kind(one), min(most, one.timeout or most)) for one in asked]
+        )
+
+    async def ask(self, request: Request, asked: AnswerRequest) -> AnswerResponse:
+        """Answer one question.
+
+        Raises:
+            RequestError: it is refused, or could not be answered.
+            ClientLeft: nobody waits any more; what still stood in line was taken out of it.
+        """
+        [result] = await self.ask_all(request, [asked])
+        if isinstance(result, RequestError):
+            raise result
+        return result
+
+    async def ask_all(self, request: Request, asked: Sequence[AnswerRequest]) -> list[AnswerResponse | RequestError]:
+        """Answer several questions; one that is at fault has a refusal in its place.
+
+        Raises:
+            RequestError: 429 or 503, none of them was taken.
+            ClientLeft: nobody waits any more.
+        """
+        faults = [self._fault(one) for one in asked]
+        jobs = iter(self._put([one for one, fault in zip(asked, faults, strict=True) if fault is None]))
+        answers = asyncio.gather(*(_settle(next(jobs)) if fault is None else _same(fault) for fault in faults))
+        gone = asyncio.create_task(_gone(request))
+        either: set[asyncio.Future[Any]] = {answers, gone}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not answers.done():
+                self.metrics.left.inc(len(asked))
+                raise ClientLeft
+            found = answers.result()
+        finally:
+            for task in either:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        done = [one for one in found if isinstance(one, AnswerResponse)]
+        if done:  # for the headers and the log
+            request.state.waited = max(one.timings["queue"] for one in done)
+            request.state.computed = max(one.timings["total"] - one.timings["queue"] for one in done)
+        return found
+
+    def _fault(self, asked: AnswerRequest) -> RequestError | None:
+        try:
+            self.service.check(asked)
+        except RequestError as error:
+            return error
+        return None
+
+
+async def _same(fault: RequestError) -> RequestError:
+    return fault
+
+
+async def _settle(job: Job) -> AnswerResponse | RequestError:
+    """Wait for a job until its deadline; given up, it leaves the line."""
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(job.future), max(0.0, job.deadline - monotonic()))
+    except TimeoutError:
+        return late()
+    except RequestError as error:
+        return error
+    except Exception:  # the queue has logged it
+        return RequestError(500, "the server failed; its log says how", "internal_error")
+
+
+async def _gone(request: Request) -> None:
+    """Wait until the client has left: its body was read before, so that is all that can still come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,115 @@
+"""Stand before every request: its id, its key, the bounds of its body; and the headers of every response."""
+
+import asyncio
+import logging
+import re
+from time import perf_counter
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from btr.serve.desk import Desk
+from btr.serve.errors import error_response
+from btr.serve.logs import request_id
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+OPEN = {"/", "/health", "/ready", "/docs", "/openapi.json"}  # without a key
+BODY_SECONDS = 30.0  # for each part of a body to come
+_log = logging.getLogger("btr.serve")
+
+
+class Guard:
+    """Let a request through to the application, or answer it here."""
+
+    def __init__(self, app: ASGIApp, desk: Desk) -> None:
+        self.app, self.desk = app, desk
+        self.inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        began, status = perf_counter(), 0
+        given = Headers(scope=scope).get("x-request-id", "")
+        name = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid4().hex
+        state = scope.setdefault("state", {})
+        token = request_id.set(name)
+
+        async def guarded(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for key, value in HEADERS.items():
+                    headers.setdefault(key, value)
+                headers["X-Request-Id"] = name
+                if "waited" in state:
+                    queued, computed = 1000 * state["waited"], 1000 * state["computed"]
+                    headers["Server-Timing"] = f"queue;dur={queued:.1f}, compute;dur={computed:.1f}"
+            await send(message)
+
+        self.inside += 1
+        try:
+            await self._pass(scope, receive, guarded)
+        except Exception:
+            _log.exception("a request failed")
+            self.desk.metrics.errors.labels("internal_error").inc()
+            if not status:
+                failed = error_response(500, "the server failed; its log says how", "internal_error")
+                await failed(scope, receive, guarded)
+        finally:
+            self.inside -= 1
+            self._note(scope, status, perf_counter() - began, state)
+            request_id.reset(token)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request without a key, or one too many; let others through with a bounded body."""
+        most = self.desk.service.settings.connections
+        if scope["path"] not in OPEN and not self.desk.keys.admit(Headers(scope=scope).get("authorization", "")):
+            message, headers = "send a key of this server as: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"}
+            self.desk.metrics.errors.labels("invalid_api_key").inc()
+            return await error_response(401, message, "invalid_api_key", headers)(scope, receive, send)
+        if self.inside > most:
+            message = f"{most} requests are under way; try again later"
+            self.desk.metrics.errors.labels("too_many_connections").inc()
+            response = error_response(503, message, "too_many_connections", {"Retry-After": "1"})
+            return await response(scope, receive, send)
+        return await self.app(scope, self._bounded(receive), send)
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """Bound the bytes of a body, and the time between its parts."""
+        most, seen, more = self.desk.service.settings.max_body_bytes, 0, True
+
+        async def bounded() -> Message:
+            nonlocal seen, more
+            if not more:  # what comes now is that the client leaves
+                return await receive()
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"nothing of the body came for {BODY_SECONDS:.0f} seconds") from None
+            seen, more = seen + len(message.get("body", b"")), message.get("more_body", False)
+            if seen > most:
+                raise HTTPException(413, f"the body is over {most} bytes")
+            return message
+
+        return bounded
+
+    def _note(self, scope: Scope, status: int, seconds: float, state: dict[str, float]) -> None:
+        """Log and count a request by its route, never by what its sender put into the path."""
+        route = getattr(scope.get("route"), "path", "none")
+        self.desk.metrics.requests.labels(route, str(status)).inc()
+        self.desk.metrics.seconds.labels(route).observe(seconds)
+        fields = {"method": scope["method"][:10], "route": route, "status": status, "seconds": round(seconds, 4)}
+        if "waited" in state:
+            fields |= {"queue_seconds": round(state["waited"], 4), "compute_seconds": round(state["computed"], 4)}
+        _log.info("request", extra={"fields": fields})

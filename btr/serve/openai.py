@@ -1,0 +1,198 @@
+"""Speak OpenAI's protocol: chat and plain completions, whole or streamed, and the list of models.
+
+The last message of the user is the question.  What a reader cannot follow (system messages, earlier turns,
+temperature) is taken and ignored.  Every response, and every chunk of a stream, carries `citations`.
+"""
+
+import json
+from collections.abc import Iterator
+from time import time
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from btr.serve.desk import Desk
+from btr.serve.schema import MOST_IDS, AnswerRequest, AnswerResponse, Evidence, RequestError, Text
+
+LENIENT = ConfigDict(strict=True, extra="ignore")
+Kind = Literal["chat", "text"]
+
+
+class Part(BaseModel):
+    """Carry one part of a message; only text is read."""
+
+    model_config = LENIENT
+    type: str
+    text: Text | None = None
+
+
+class Message(BaseModel):
+    """Carry one turn of a conversation."""
+
+    model_config = LENIENT
+    role: str
+    content: Text | Annotated[list[Part], Field(max_length=MOST_IDS)] | None = None
+
+
+class StreamOptions(BaseModel):
+    """Say whether a stream ends with its usage."""
+
+    model_config = LENIENT
+    include_usage: bool = False
+
+
+class CompletionBase(Evidence):
+    """Hold what both kinds of completion share; `top_k`, `ids`, `passages`, `mode`, `merge_ratio` are btr's own."""
+
+    model_config = LENIENT
+    model: Text
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+
+
+class ChatRequest(CompletionBase):
+    """Ask the last message of the user."""
+
+    messages: list[Message] = Field(min_length=1, max_length=MOST_IDS)
+    max_completion_tokens: int | None = None
+
+
+class CompletionRequest(CompletionBase):
+    """Ask the prompt."""
+
+    prompt: Text | Annotated[list[Text], Field(max_length=MOST_IDS)]
+
+
+def _question(messages: list[Message]) -> str:
+    asked = [message for message in messages if message.role == "user"]
+    if not asked:
+        raise RequestError(400, "no message has the role user; the last one that has is the question", "no_question")
+    content = asked[-1].content
+    if content is None or isinstance(content, str):
+        return content or ""
+    if other := [part.type for part in content if part.type != "text"]:
+        raise RequestError(400, f"a part of type {other[0][:40]!r} cannot be read; send text", "unsupported_content")
+    return " ".join(part.text or "" for part in content)
+
+
+def _prompt(prompt: str | list[str]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) != 1:
+        raise RequestError(400, f"send one prompt, not {len(prompt)}; /v1/answer/batch takes several", "out_of_range")
+    return prompt[0]
+
+
+def _to_answer(request: CompletionBase, question: str, most: int | None, model: str) -> AnswerRequest:
+    """Turn a completion into a question.
+
+    Raises:
+        RequestError: another model, or more than one choice, is asked for.
+    """
+    if request.model != model:
+        message = f"there is no model {request.model[:80]!r}; this server has {model!r}"
+        raise RequestError(404, message, "model_not_found")
+    if request.n not in (None, 1):
+        raise RequestError(400, f"n is {request.n}; a reader gives 1 answer", "out_of_range")
+    fields = {name: getattr(request, name) for name in Evidence.model_fields}
+    return AnswerRequest.model_construct(
+        question=question, timeout=None, max_new_tokens=32 if most is None else most, **fields
+    )
+
+
+def cite(reply: AnswerResponse) -> list[dict[str, Any]]:
+    """Return where the answer stands in the passages read, the place it was quoted from first, at least one.
+
+    Without any, the passage with the most evidence, without offsets.
+    """
+    quoted = reply.citation
+    found = [
+        {"id": p.id, "title": p.title, "start": start, "end": end, "evidence": p.evidence, "quote": p.text[start:end]}
+        for p in reply.passages
+        for start, end in p.highlights
+    ]
+    if quoted is not None:
+        found.sort(key=lambda c: (c["id"], c["start"], c["end"]) != (quoted.id, quoted.start, quoted.end))
+    return found or [{"id": p.id, "title": p.title, "evidence": p.evidence} for p in reply.passages[:1]]
+
+
+class Writer:
+    """Write one answer in OpenAI's words."""
+
+    def __init__(self, kind: Kind, reply: AnswerResponse, most: int) -> None:
+        self.kind, self.reply = kind, reply
+        self.finish = "length" if reply.answer_tokens >= most else "stop"
+        name = "chat.completion" if kind == "chat" else "text_completion"
+        self.object, self.chunk = name, f"{name}.chunk" if kind == "chat" else name
+        prefix = "chatcmpl" if kind == "chat" else "cmpl"
+        self.head = {"id": f"{prefix}-{uuid4().hex}", "created": int(time()), "model": reply.model}
+        asked, made = reply.tokens_read, reply.answer_tokens
+        self.usage = {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}
+
+    def _wrap(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self.head, "object": kind, "choices": choices, "citations": cite(self.reply)}
+
+    def whole(self) -> dict[str, Any]:
+        """Return the answer as one object."""
+        said: dict[str, Any] = {"text": self.reply.answer}
+        if self.kind == "chat":
+            said = {"message": {"role": "assistant", "content": self.reply.answer, "refusal": None}}
+        choice = {"index": 0, **said, "finish_reason": self.finish, "logprobs": None}
+        return self._wrap(self.object, [choice]) | {"usage": self.usage, "timings": self.reply.timings}
+
+    def stream(self, usage: bool) -> Iterator[str]:
+        """Yield the answer as server-sent events: its text, its end, its usage if wanted."""
+        parts: list[dict[str, Any]] = [{"text": self.reply.answer}, {"text": ""}]
+        if self.kind == "chat":
+            parts = [{"delta": {"role": "assistant", "content": self.reply.answer}}, {"delta": {}}]
+        for part, finish in zip(parts, (None, self.finish), strict=True):
+            choice = {"index": 0, **part, "finish_reason": finish, "logprobs": None}
+            yield f"data: {json.dumps(self._wrap(self.chunk, [choice]))}\n\n"
+        if usage:
+            yield f"data: {json.dumps(self._wrap(self.chunk, []) | {'usage': self.usage})}\n\n"
+        yield "data: [DONE]\n\n"
+
+
+def make_router(desk: Desk) -> APIRouter:
+    """Return the routes under `/v1` that OpenAI's clients call."""
+    router = APIRouter(prefix="/v1")
+    model = {"id": desk.service.model, "object": "model", "created": int(time()), "owned_by": "btr"}
+
+    async def complete(http: Request, request: CompletionBase, question: str, most: int | None, kind: Kind) -> Response:
+        asked = _to_answer(request, question, most, desk.service.model)
+        writer = Writer(kind, await desk.ask(http, asked), asked.max_new_tokens)
+        if not request.stream:
+            return JSONResponse(writer.whole())
+        options = request.stream_options or StreamOptions()
+        return StreamingResponse(writer.stream(options.include_usage), media_type="text/event-stream")
+
+    @router.post("/chat/completions", response_model=None)
+    async def chat(http: Request, request: ChatRequest) -> Response:
+        """Answer the last message of the user, in OpenAI's words; with `citations`, streamed or not."""
+        most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+        return await complete(http, request, _question(request.messages), most, "chat")
+
+    @router.post("/completions", response_model=None)
+    async def completions(http: Request, request: CompletionRequest) -> Response:
+        """Answer the prompt, in OpenAI's words; with `citations`, streamed or not."""
+        return await complete(http, request, _prompt(request.prompt), request.max_tokens, "text")
+
+    @router.get("/models")
+    async def models() -> dict[str, Any]:
+        """List the one model that is served."""
+        return {"object": "list", "data": [model]}
+
+    @router.get("/models/{name:path}")
+    async def one_model(name: str) -> dict[str, Any]:
+        """Describe the model that is served."""
+        if name != model["id"]:
+            message = f"there is no model {name[:80]!r}; this server has {model['id']!r}"
+            raise RequestError(404, message, "model_not_found")
+        return model
+
+    return router

@@ -1,0 +1,157 @@
+"""What is asked and answered over HTTP, field by field."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from btr.config import Mode
+
+MOST_IDS = 10_000  # of any list in a request, before the server's own limit is looked at
+
+
+def _whole(text: str) -> str:
+    """Refuse half of a surrogate pair, which JSON can escape and UTF-8 cannot write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+
+
+class RequestError(Exception):
+    """Refuse a request with an HTTP status, a message for its sender and a code for his program."""
+
+    def __init__(self, status: int, message: str, code: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.retry_after = status, message, code, retry_after
+
+
+class InlinePassage(BaseModel):
+    """Carry a passage that is not in the store; without an id it is named by its place, from "1"."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    id: Text | None = None
+    title: Text = ""
+    text: Text
+
+
+class Evidence(BaseModel):
+    """Say what to read: the best `top_k` of the store (the default), these `ids`, or these `passages`; and how.
+
+    `merge_ratio` is the share of passage tokens merged away in every upper layer (generative readers, not in `full`).
+    """
+
+    top_k: int | None = None
+    ids: list[Text] | None = Field(default=None, max_length=MOST_IDS)
+    passages: list[InlinePassage] | None = Field(default=None, max_length=MOST_IDS)
+    mode: Mode | None = None
+    merge_ratio: float | None = Field(default=None, ge=0, le=0.5)
+
+
+class AnswerRequest(Evidence):
+    """Ask a question; `timeout` is in seconds, the server's own is the most."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    question: Text
+    max_new_tokens: int = 32
+    timeout: float | None = Field(default=None, gt=0)
+
+
+class BatchRequest(BaseModel):
+    """Ask several questions; each waits, is read and fails by itself."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    questions: list[AnswerRequest] = Field(min_length=1, max_length=MOST_IDS)
+
+
+class StoredPassage(BaseModel):
+    """Give a passage as the store keeps it; `text` is empty where texts were not kept."""
+
+    id: str
+    title: str
+    text: str
+    tokens: int
+
+
+class CitedPassage(BaseModel):
+    """Name a passage that was read, and how much of the answer came from it.
+
+    `evidence` is its share of the decoder's attention or, from a span reader, of the probability; `highlights` are
+    [start, end) offsets into `text`, in Unicode code points, of every occurrence of the answer.
+    """
+
+    id: str
+    title: str
+    text: str
+    retrieval_score: float | None = None
+    evidence: float
+    highlights: list[tuple[int, int]]
+
+
+class Citation(BaseModel):
+    """Say where the answer was quoted from: characters start to end, in code points, of the text of passage `id`."""
+
+    id: str
+    start: int
+    end: int
+
+
+class AnswerResponse(BaseModel):
+    """Give the answer, the passages it came from (most evidence first), and what reading them took.
+
+    `score` is the mean log-probability per answer token or, from a span reader, the span's log-probability; `citation`
+    and `no_answer`, the probability that none of the passages answers, come from span readers alone; `timings` are
+    seconds (`tokenize` and what follows are those of the `batch` questions that were read together); `bits_read`
+    counts the stored signs, `answer_tokens` the tokens of the answer.
+    """
+
+    answer: str
+    score: float
+    citation: Citation | None
+    no_answer: float | None
+    mode: Mode
+    model: str
+    passages: list[CitedPassage]
+    timings: dict[str, float]
+    batch: int
+    bits_read: int
+    tokens_read: int
+    answer_tokens: int
+
+
+class ErrorBody(BaseModel):
+    """Say what went wrong, in OpenAI's shape."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+
+
+class ErrorReply(BaseModel):
+    """Carry an error."""
+
+    error: ErrorBody
+
+
+class BatchItem(BaseModel):
+    """Give the answer to one question of a batch, or why there is none."""
+
+    answer: AnswerResponse | None = None
+    error: ErrorBody | None = None
+
+
+class BatchResponse(BaseModel):
+    """Give one item per question, in the order of the questions."""
+
+    results: list[BatchItem]
+
+
+def error_body(status: int, message: str, code: str) -> dict[str, Any]:
+    """Return an error as OpenAI writes it, for JSON."""
+    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
+    return {"message": message, "type": kind, "code": code, "param": None}

@@ -1,0 +1,68 @@
+"""Listen, and leave in order: SIGTERM stops new questions, those under way are answered, then the process ends."""
+
+import logging
+import socket
+from time import monotonic
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from btr.errors import InputError
+from btr.serve.desk import Desk
+
+GRACE = 1.0  # seconds in which /ready says 503 before the door is closed, so that a balancer can see it
+_log = logging.getLogger("btr.serve")
+
+
+def refusal(host: str, port: int, error: OSError) -> InputError:
+    """Say that the system does not let the server listen there."""
+    return InputError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port")
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Bind a socket, before the slow part, so that a port in use is known at once; it takes no connection yet."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise refusal(host, port, error) from error
+    # The protocol has to be named: asyncio sets TCP_NODELAY only on sockets that say they are TCP's, and without it the
+    # body of a reply waits 40 ms for the acknowledgement of its head.
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise refusal(host, port, error) from error
+    return bound
+
+
+class Server(uvicorn.Server):
+    """Serve a desk.  The first signal drains it, a second one ends it at once."""
+
+    def __init__(self, desk: Desk, app: FastAPI) -> None:
+        self.desk, self.asked_to_leave = desk, 0.0
+        super().__init__(
+            uvicorn.Config(
+                app, log_config=None, access_log=False, server_header=False, lifespan="on",
+                limit_concurrency=2 * desk.service.settings.connections, timeout_graceful_shutdown=2,
+            )
+        )  # fmt: skip
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; the loop looks at it ten times a second."""
+        if self.desk.draining:
+            self.should_exit = self.force_exit = True
+        self.desk.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Leave when the work under way is done, or its time is up."""
+        if self.desk.draining and not self.should_exit:
+            if not self.asked_to_leave:  # logged here: a signal comes in the middle of whatever request is at work
+                self.asked_to_leave = monotonic()
+                _log.info("draining", extra={"fields": {"waiting": len(self.desk.queue)}})
+            since = monotonic() - self.asked_to_leave
+            done = self.desk.queue.idle and since >= GRACE
+            self.should_exit = done or since >= self.desk.service.settings.shutdown_timeout
+        return await super().on_tick(counter)

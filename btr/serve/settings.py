@@ -1,0 +1,124 @@
+"""Settle how to serve: a file, over it `BTR_*` in the environment, over that the flags of the command line."""
+
+import argparse
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from btr.config import MODES, Mode
+from btr.errors import InputError
+
+DEFAULT_STORE = "corpus.btr"
+Count = Annotated[int, Field(ge=1, le=1 << 20)]
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+
+
+class Settings(BaseSettings):
+    """How to serve. The description of each field is its line in `--help`."""
+
+    model_config = SettingsConfigDict(env_prefix="BTR_", env_ignore_empty=True, extra="forbid", frozen=True)
+
+    store: Path = Field(Path(DEFAULT_STORE), description="the store to answer from")
+    reader: str | None = Field(None, description="folder or hub id of the reader; default: the bundled one")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8080, ge=0, le=65535, description="0 takes a free one")
+    mode: Mode = Field("binary", description="how passages are read when a request does not say")
+    top: Count | None = Field(None, description="passages read per question; default: the reader's own number")
+    keys_file: Path | None = Field(None, description="API keys, one to a line; without it everybody may ask")
+    queue: Count = Field(64, description="questions that may wait; one more is answered 429")
+    batch_tokens: int | None = Field(
+        None, ge=0, le=1 << 24,
+        description="passage tokens read together; 0: one question at a time; default: 16384 for a generative reader, "
+        "0 for a span reader, which gains nothing from company",
+    )  # fmt: skip
+    timeout: Seconds = Field(60.0, description="seconds a question may take, its wait included, before it is given up")
+    shutdown_timeout: Seconds = Field(30.0, description="seconds for the work under way after SIGTERM")
+    connections: Count = Field(512, description="connections at a time; one more is answered 503")
+    max_body_bytes: Count = Field(1 << 20, description="bytes of a request")
+    max_question_chars: Count = Field(2000, description="characters of a question")
+    max_passages: Count = Field(100, description="passages read per question")
+    max_new_tokens: Count = Field(128, description="tokens of an answer")
+    max_questions: Count = Field(32, description="questions of one batch request")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command, a flag for every setting."""
+    parser = argparse.ArgumentParser(
+        prog="python -m btr.serve",
+        description="Serve answers from a store: an HTTP API and a page to ask it from.",
+        epilog="Each setting can also stand in a TOML file (--config), or as BTR_NAME, in capitals, in the "
+        "environment; a flag goes before the environment, and that before the file.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="settings in TOML, e.g. max_passages = 40")
+    parser.add_argument("--dry-run", action="store_true", help="check the settings, print them, and leave")
+    for name, field in Settings.model_fields.items():
+        said = field.description or ""
+        if field.default is not None:
+            said += f"; default: {field.default}"
+        keywords: dict[str, Any] = {"help": said.replace("%", "%%"), "default": argparse.SUPPRESS}
+        if name == "store":
+            parser.add_argument("store", nargs="?", metavar="STORE", **keywords)
+        elif name == "mode":
+            parser.add_argument("--mode", choices=MODES, **keywords)
+        else:
+            parser.add_argument(_flag(name), metavar="X", **keywords)
+    return parser
+
+
+def _describe(error: ValidationError, config: str | None) -> str:
+    """Say in one line what is wrong with a setting, and where it may have come from."""
+    fault = error.errors()[0]
+    name = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        return f"{config}: unknown setting {name!r}; known: {', '.join(Settings.model_fields)}"
+    said = fault["msg"][:1].lower() + fault["msg"][1:]
+    places = " or ".join([f"BTR_{name.upper()}", *([config] if config else [])])
+    return f"{_flag(name)} (or {places}) is {str(fault['input'])[:80]!r}: {said}"
+
+
+def read_settings(flags: dict[str, Any], config: str | None = None) -> Settings:
+    """Put the file, the environment and the flags together.
+
+    Raises:
+        InputError: no such file, not TOML, an unknown setting in it, or a value out of range.
+    """
+
+    class Sourced(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            file = [TomlConfigSettingsSource(settings_cls, config)] if config else []
+            return (init_settings, env_settings, *file)
+
+    if config and not Path(config).is_file():
+        raise InputError(f"--config {config}: there is no such file")
+    try:
+        return Sourced(**flags)
+    except ValidationError as error:
+        raise InputError(_describe(error, config)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {config}: not TOML ({error}); mend the file") from error
+
+
+def parse(argv: list[str] | None) -> tuple[Settings, bool]:
+    """Return the command's settings, and whether they are only to be checked.
+
+    Raises:
+        InputError: a setting is wrong.
+    """
+    flags = vars(make_parser().parse_args(argv))
+    config, dry_run = flags.pop("config"), flags.pop("dry_run")
+    return read_settings(flags, config), dry_run

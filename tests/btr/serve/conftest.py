@@ -1,0 +1,197 @@
+"""A server over a real loopback socket, with doubles for the reader, the store and the index."""
+
+import http.client
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+
+from btr.answer import Span
+from btr.serve import Desk, Library, Service, Settings, create_app
+from btr.serve.keys import Keys
+from btr.serve.server import bind
+from btr.storage import Encoded, UnknownId
+
+D = 64
+TOKENS = 5  # per passage
+WAIT = 60  # seconds, for what takes milliseconds on a machine with nothing else to do
+TITLES = ("Tides", "Harbours", "Lighthouses", "Winds")
+TEXTS = (
+    "The moon raises the tides.",
+    "A harbour wall, drawn by Ada Berg, keeps the swell out.",
+    "Ada\n Berg built the first lighthouse; ADA-BERG lamps 🚢 followed. <script>alert(1)</script>",
+    "The trade winds blow from the east.",
+)
+
+
+def make_encoded(ordinals: Sequence[int], texts: Sequence[str]) -> Encoded:
+    count = len(ordinals) * TOKENS
+    return Encoded(
+        fingerprint="f" * 16,
+        D=D,
+        ids=tuple(f"p{i}" for i in ordinals),
+        titles=tuple(TITLES[i] for i in ordinals),
+        texts=tuple(texts[i] for i in ordinals),
+        lengths=np.full(len(ordinals), TOKENS, np.int32),
+        token_ids=np.zeros(count, np.uint32),
+        scale=np.ones(count, np.float16),
+        packed=np.zeros((count, 1), np.uint64),
+        states=None,
+    )
+
+
+class FakeStore:
+    """Hold the four passages above."""
+
+    def __init__(self, texts: Sequence[str] = TEXTS) -> None:
+        self.texts = texts
+        self.manifest = SimpleNamespace(passages=len(texts), tokens=len(texts) * TOKENS)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def ids(self) -> Iterator[str]:
+        return (f"p{i}" for i in range(len(self)))
+
+    def at(self, ordinals: Sequence[int]) -> Encoded:
+        return make_encoded(ordinals, self.texts)
+
+    def get(self, ids: Sequence[str]) -> Encoded:
+        known = list(self.ids())
+        unknown = [name for name in ids if name not in known]
+        if unknown:
+            raise UnknownId(f"no passage {unknown[0]!r} in /secret/place", tuple(unknown))
+        return self.at([known.index(name) for name in ids])
+
+
+class FakeIndex:
+    """Find the passages in the order 3 2 1 0, and none for a question of strange words."""
+
+    def search(self, questions: Sequence[str], top: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        found = [] if "xyzzy" in questions[0] else [3, 2, 1, 0][:top]
+        return [(np.array(found, np.int64), np.array(found, np.float32) + 10) for _ in questions]
+
+
+class FakeReader:
+    """Answer "Ada Berg", with most evidence in the passage that comes second; keep what it was asked.
+
+    `during` is called for every batch, and `gate` holds it up while it is shut.
+    """
+
+    D = D
+    name = "double"
+    family = "generative"
+    fingerprint = "f" * 16
+    config = SimpleNamespace(passages=3, max_passage_tokens=160)
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, Any, str, int]] = []
+        self.batches: list[list[str]] = []
+        self.span: Span | None = None
+        self.during: Callable[[], object] = lambda: None
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def answer_batch(
+        self, questions: Sequence[str], sources: Sequence[Any], mode: str, max_new_tokens: int, merge: object
+    ) -> list[SimpleNamespace]:
+        self.batches.append(list(questions))
+        self.during()
+        assert self.gate.wait(WAIT)
+        return [self.answer(*pair, mode, max_new_tokens) for pair in zip(questions, sources, strict=True)]
+
+    def answer(self, question: str, source: Any, mode: str, max_new_tokens: int) -> SimpleNamespace:
+        self.asked.append((question, source, mode, max_new_tokens))
+        count = len(source)
+        evidence = np.full(count, 0.4 / max(count - 1, 1), np.float32)
+        evidence[min(1, count - 1)] = 0.6
+        timings = {"tokenize": 0.001, "expand": 0.002, "encode": 0.003, "project": 0.004, "decode": 0.005}
+        attention = [np.zeros(TOKENS, np.float32)] * count
+        return SimpleNamespace(
+            text="Ada Berg", score=-0.25, timings=timings, mode=mode, evidence=evidence, token_evidence=attention,
+            span=self.span, no_answer=None if self.span is None else 0.25, tokens=(7, 8),
+        )  # fmt: skip
+
+
+def send(port: int, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
+    """Return (status, headers, parsed JSON or text) of one request."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
+    try:
+        body = json.dumps(body) if isinstance(body, dict) else body
+        connection.request(method, path, body, headers or {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        text = response.read().decode()
+        parsed = json.loads(text) if response.headers["content-type"].startswith("application/json") else text
+        return response.status, response.headers, parsed
+    finally:
+        connection.close()
+
+
+def ask(port: int, **request: Any) -> dict[str, Any]:
+    """Return the answer to a question."""
+    status, _, reply = send(port, "POST", "/v1/answer", {"question": "Who?"} | request)
+    assert status == 200, reply
+    return reply
+
+
+def make_desk(reader: FakeReader, texts: Sequence[str] = TEXTS, keys: Keys | None = None, **settings: Any) -> Desk:
+    """Put the doubles behind a desk."""
+    doubles: Any = (reader, Library(FakeStore(texts), FakeIndex()))
+    return Desk(Service(*doubles, Settings(**({"top": 3} | settings)), model="double"), keys)
+
+
+@contextmanager
+def serving(desk: Desk) -> Iterator[int]:
+    """Serve on a free loopback port from a thread, and give the port."""
+    server = uvicorn.Server(uvicorn.Config(create_app(desk), log_level="critical", lifespan="on"))
+    with bind("127.0.0.1", 0) as bound:
+        bound.listen()
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        try:
+            yield bound.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+class Kit(SimpleNamespace):
+    """What the tests of the server share, for they cannot import one another."""
+
+    D, TOKENS, WAIT, TITLES, TEXTS = D, TOKENS, WAIT, TITLES, TEXTS
+    FakeReader = FakeReader
+    serving: Callable[[Desk], AbstractContextManager[int]] = staticmethod(serving)
+    make_desk = staticmethod(make_desk)
+    send = staticmethod(send)
+    ask = staticmethod(ask)
+
+
+@pytest.fixture(scope="session")
+def kit() -> type[Kit]:
+    """The doubles, and ways to talk to the server."""
+    return Kit
+
+
+@pytest.fixture
+def reader() -> FakeReader:
+    """A fresh reader."""
+    return FakeReader()
+
+
+@pytest.fixture
+def desk(reader: FakeReader) -> Desk:
+    """A desk with narrow limits."""
+    return make_desk(reader, max_body_bytes=10_000, max_passages=3, max_new_tokens=64, max_question_chars=200)
+
+
+@pytest.fixture
+def port(desk: Desk) -> Iterator[int]:
+    """The port of its server."""
+    with serving(desk) as taken:
+        yield taken

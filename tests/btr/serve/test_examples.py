@@ -1,0 +1,73 @@
+"""The examples, against a server with doubles.  Not run here: haystack_component.py, btr.service."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def url(kit: Any) -> Iterator[str]:
+    """Where a server with doubles listens."""
+    with kit.serving(kit.make_desk(kit.FakeReader())) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+def run(*words: str) -> str:
+    """Run an example as its text says, and return what it printed."""
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("BTR_")}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=bare, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+QUESTION = "Who built the lighthouse?"
+
+
+def test_curl(url: str) -> None:
+    if not shutil.which("curl"):
+        pytest.skip("no curl on the PATH")
+    assert '"passages":[{"id":' in run("sh", str(EXAMPLES / "ask.sh"), QUESTION, url)
+
+
+def test_python_client(url: str) -> None:
+    assert re.search(r"from \S+ \(.+\), [\d,]+ bits", run(sys.executable, str(EXAMPLES / "client.py"), QUESTION, url))
+
+
+def test_openai_client(url: str) -> None:
+    pytest.importorskip("openai", reason="the official client is not installed (pip install openai)")
+    assert re.search(r"\n  \S+, .+: ", run(sys.executable, str(EXAMPLES / "openai_client.py"), QUESTION, url))
+
+
+def test_load(url: str) -> None:
+    flags = ("--url", url, "--requests", "6", "--clients", "1,3")
+    rows = run(sys.executable, str(EXAMPLES / "load.py"), *flags).splitlines()[1:]
+    assert [(row.split()[0], row.split("  ")[-1]) for row in rows] == [("1", "6 x 200"), ("3", "6 x 200")]
+    short = run(sys.executable, str(EXAMPLES / "load.py"), *flags, "--soak", "1")
+    assert re.fullmatch(r"( +\d+ s +[\d.]+ MB  \{.*\}\n){2}", short), short
+
+
+def test_load_stays_on_this_machine() -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "load.py"), "--url", "http://192.0.2.1"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "no machine but this one" in done.stderr
+
+
+def test_every_example_compiles() -> None:
+    for file in EXAMPLES.glob("*.py"):
+        compile(file.read_text(encoding="utf-8"), str(file), "exec", dont_inherit=True)
+
+
+def test_example_is_run_or_named_as_not_run() -> None:
+    tested = Path(__file__).read_text(encoding="utf-8")
+    assert [file.name for file in EXAMPLES.iterdir() if file.is_file() and file.name not in tested] == []

@@ -1,0 +1,193 @@
+"""The whole server with real, tiny readers: batches, damage, hostile requests, sudden death."""
+
+import http.client
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from btr import precompute
+from btr.corpus import Passage
+from btr.reader import Reader
+from btr.serve import AnswerRequest, Desk, Library, Service, Settings
+from btr.serve.schema import AnswerResponse, RequestError
+from btr.storage import Store
+
+QUESTIONS = ("Who built the lighthouse?", "What eats fish?", "How deep is the harbour of Vellin?", "salt")
+
+
+@pytest.fixture(scope="module")
+def folder(
+    tiny_readers: dict[str, Reader], span_reader: Reader, tiny_passages: list[Passage], tmp_path_factory: Any
+) -> Path:
+    """Two readers, `t5` and `bert`, and a store of each, two passages to a block."""
+    folder = tmp_path_factory.mktemp("whole")
+    lines = [json.dumps({"id": p.id, "title": p.title, "text": p.text}) for p in tiny_passages]
+    (folder / "corpus.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for name, reader in (("t5", tiny_readers["1.1"]), ("bert", span_reader)):
+        reader.save_pretrained(folder / name)
+        made = [str(folder / "corpus.jsonl"), "--reader", str(folder / name), "--store", str(folder / f"{name}.btr")]
+        assert precompute.main(made) == 0
+    return folder
+
+
+def open_service(folder: Path, name: str, **settings: Any) -> Service:
+    reader = Reader.from_pretrained(folder / name)
+    store = Path(settings.pop("store", folder / f"{name}.btr"))
+    return Service(reader, Library.open(store, reader), Settings(store=store, **settings), model=name)
+
+
+@pytest.mark.parametrize("mode", ["binary", "float", "full"])
+@pytest.mark.parametrize("name", ["t5", "bert"])
+def test_answers_read_together_are_those_read_alone(folder: Path, name: str, mode: Any) -> None:
+    service = open_service(folder, name)
+    asked = [AnswerRequest(question=q, top_k=n, mode=mode) for n, q in enumerate(QUESTIONS, 1)]
+    alone = [one for request in asked for one in service.answer([request])]
+    for one, other in zip(service.answer(asked), alone, strict=True):
+        assert isinstance(one, AnswerResponse) and isinstance(other, AnswerResponse)
+        assert (one.batch, other.batch) == (4, 1)
+        same = ("answer", "citation", "tokens_read", "bits_read", "answer_tokens")
+        assert [getattr(one, field) for field in same] == [getattr(other, field) for field in same]
+        assert [p.id for p in one.passages] == [p.id for p in other.passages]
+        # A span reader reads each by itself. T5's decoder sums over padding that is masked to exact zeros, in another
+        # order: some 1e2 float32 additions of values near 1, 6e-8 each, in logits; twice that in their differences.
+        assert one.score == other.score if name == "bert" else one.score == pytest.approx(other.score, abs=1e-4)
+
+
+def test_merging_is_within_limits_and_apart_from_plain_reading(folder: Path) -> None:
+    service = open_service(folder, "t5")
+    merged = AnswerRequest(question=QUESTIONS[0], merge_ratio=0.2)
+    assert service.kind(merged) != service.kind(AnswerRequest(question=QUESTIONS[0]))
+    [reply] = service.answer([merged])
+    assert isinstance(reply, AnswerResponse)
+    [refused] = open_service(folder, "bert").answer([merged])
+    assert isinstance(refused, RequestError) and refused.status == 400 and "merges no tokens" in refused.message
+
+
+def flip(store: Path, text: bytes) -> None:
+    """Change one bit of the file, behind the server's back, where `text` stands."""
+    with open(store / "data.mdb", "r+b") as file:
+        where = file.read().index(text)
+        file.seek(where)
+        file.write(bytes([text[0] ^ 1]))
+
+
+def test_damaged_passage_fails_alone_and_clearly(kit: Any, folder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "damaged.btr"
+    shutil.copytree(folder / "t5.btr", store)
+    desk = Desk(open_service(folder, "t5", store=store))
+    with kit.serving(desk) as port:
+        assert kit.ask(port, ids=["p1"])["passages"][0]["id"] == "p1"
+        flip(store, b"Ada Berg built")
+        both = {"questions": [{"question": "Who?", "ids": ["p1", "p0"]}, {"question": "Who?", "ids": ["p0"]}]}
+        items = kit.send(port, "POST", "/v1/answer/batch", both)[2]["results"]
+        assert items[0]["error"]["code"] == "damaged_passage" and items[1]["answer"]["passages"][0]["id"] == "p0"
+        for method, path, body in (
+            ("POST", "/v1/answer", {"question": "Who?", "ids": ["p1"]}), ("GET", "/v1/passages/p1", None),
+        ):  # fmt: skip
+            status, _, reply = kit.send(port, method, path, body)
+            assert (status, reply["error"]["code"]) == (500, "damaged_passage")
+            assert "damaged in the store" in reply["error"]["message"] and str(tmp_path) not in json.dumps(reply)
+        assert kit.ask(port, ids=["p0"])["mode"] == "binary"
+
+
+def test_store_behind_a_link_is_replaced_without_dropping_a_question(kit: Any, folder: Path, tmp_path: Path) -> None:
+    link = tmp_path / "live.btr"
+    link.symlink_to(folder / "t5.btr")
+    desk = Desk(open_service(folder, "t5", store=link))
+    shutil.copytree(folder / "t5.btr", tmp_path / "next.btr")
+    with kit.serving(desk) as port:
+        link.unlink()
+        link.symlink_to(folder / "bert.btr")  # of another reader
+        assert not desk.reload() and kit.ask(port, ids=["p1"])["passages"]
+        link.unlink()
+        link.symlink_to(tmp_path / "next.btr")
+        assert desk.reload() and desk.service.library.store.path == (tmp_path / "next.btr").resolve()
+        assert kit.ask(port, ids=["p1"])["passages"]
+
+
+HOSTILE = int(os.environ.get("HOSTILE_REQUESTS", "1500"))
+PIECES: tuple[Any, ...] = (
+    None, True, 0, -1, 1 << 70, 1e308, "", " ", "x" * 3000, "\x00", "\ud800", [], [[]], {}, {"a": 1}, "binary", ["p1"],
+)  # fmt: skip
+FIELDS = ("question", "top_k", "ids", "passages", "mode", "merge_ratio", "max_new_tokens", "timeout", "messages", "n")
+PATHS = ("/v1/answer", "/v1/answer/batch", "/v1/chat/completions", "/v1/completions", "/v1/passages/x", "/v1/models/x")
+
+
+def malform(random: random.Random) -> tuple[str, str, bytes]:
+    """Make a request that is most likely wrong: (method, path, body)."""
+    path = random.choice(PATHS)
+    body: Any = {random.choice(FIELDS): random.choice(PIECES) for _ in range(random.randrange(4))}
+    if random.random() < 0.5:
+        body = {
+            "question": "Who?",
+            "model": "t5",
+            "prompt": "Who?",
+            "messages": [{"role": "user", "content": "?"}],
+        } | body
+    if random.random() < 0.2:
+        body = random.choice((body, [body], {"questions": [body, random.choice(PIECES)]}))
+    text = json.dumps(body).encode()
+    if random.random() < 0.3:
+        cut = random.randrange(len(text))
+        text = random.choice((text[:cut], text[:cut] + b"\xff" + text[cut:], b"[" * 5000, b"\x00"))
+    method = random.choices(("POST", "GET", "PUT", "BREW"), (8, 1, 1, 1))[0]
+    return method, path, text
+
+
+def test_malformed_requests_are_never_the_server_s_fault(kit: Any, reader: Any) -> None:
+    made, statuses = random.Random(6), set()
+    with kit.serving(kit.make_desk(reader)) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        for _ in range(HOSTILE):
+            method, path, body = malform(made)
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read()
+            statuses.add(response.status)
+            assert response.status < 500, (method, path, body, text)
+            assert response.status == 200 or json.loads(text)["error"]["message"]
+        connection.close()
+    assert {400, 404, 405, 422} <= statuses
+
+
+@contextmanager
+def command(folder: Path, *flags: str) -> Iterator[tuple[Any, int]]:
+    """Run the command, and give its process and port once it serves."""
+    words = [sys.executable, "-m", "btr.serve", "t5.btr", "--reader", "t5", "--port", "0", *flags]
+    with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process, int(process.stdout.readline().rpartition(":")[2])
+        finally:
+            process.kill()
+
+
+def test_killed_server_starts_again_and_drains_when_asked(kit: Any, folder: Path) -> None:
+    with command(folder) as (process, port):
+        kit.ask(port, ids=["p1"])
+        process.kill()
+        assert process.wait(kit.WAIT) == -signal.SIGKILL
+    assert list(Store.open(folder / "t5.btr").verify()) == []
+    with command(folder) as (process, port):
+        kit.ask(port, ids=["p1"])
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        kit.ask(port, ids=["p1"])
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)  # the door stays open for a second, so that a balancer sees it
+        status, headers, _ = kit.send(port, "GET", "/ready")
+        assert (status, headers["retry-after"]) == (503, "5")
+        _, log = process.communicate(timeout=kit.WAIT)
+    events = [json.loads(line)["event"] for line in log.splitlines()]
+    assert process.returncode == 0 and events.index("reloaded") < events.index("draining")
