@@ -1,6 +1,6 @@
 """The store that answers come from, and its index: opened together, replaced together."""
 
-import sys
+import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,5 +46,5 @@ def index_of(store: Store) -> StoreIndex | None:
         warnings.simplefilter("always", StaleIndex)
         index = open_index(store)
     for warning in caught:
-        print(f"warning: {warning.message}", file=sys.stderr)
+        logging.getLogger("btr.serve").warning("%s", warning.message)
     return index

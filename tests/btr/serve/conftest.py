@@ -84,7 +84,7 @@ class FakeReader:
     `during` is called for every batch, and `gate` holds it up while it is shut.
     """
 
-    D = D
+    D = bits = D
     name = "double"
     family = "generative"
     fingerprint = "f" * 16
