@@ -13,13 +13,12 @@ from btr.dense import bench
 from btr.dense.build import CHUNK, build, is_store, read_corpus, read_store
 from btr.dense.calibrate import calibrate
 from btr.dense.encoder import DTYPES, Encoder
-from btr.dense.fusion import DENSE, WORDS, Choice, Kind, open_retriever
+from btr.dense.fusion import DENSE, KINDS, WORDS, Choice, Kind, open_retriever
 from btr.dense.quantize import MOST_CODES
 from btr.dense.writer import Plan
 from btr.errors import InputError
 from btr.storage import Store, StoreError
 
-KINDS = ("bm25", "dense", "hybrid")
 PERIOD = 10.0  # seconds between lines of progress
 
 

@@ -29,6 +29,7 @@ from btr.errors import InputError
 from btr.retrieve import BM25, Hits
 
 Kind = Literal["bm25", "dense", "hybrid"]
+KINDS: tuple[str, ...] = get_args(Kind)
 
 FILE = "retriever.json"
 DENSE, WORDS = "dense", "bm25"  # folders in a store
@@ -62,7 +63,7 @@ class Choice:
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{store / FILE}: damaged ({error}); delete it, and calibrate again") from error
         number = choice.threshold is None or isinstance(choice.threshold, int | float)
-        if choice.kind not in get_args(Kind) or not number or not isinstance(choice.encoder, str | None):
+        if choice.kind not in KINDS or not number or not isinstance(choice.encoder, str | None):
             raise InputError(f"{store / FILE}: not a retriever ({choice}); delete it, and calibrate again")
         return choice
 
@@ -147,8 +148,8 @@ def open_retriever(
     """
     path = Path(store)
     choice = Choice.read(path)
-    if kind is not None and kind not in get_args(Kind):
-        raise InputError(f"retriever is {kind!r}; use {', '.join(get_args(Kind))}")
+    if kind is not None and kind not in KINDS:
+        raise InputError(f"retriever is {kind!r}; use {', '.join(KINDS)}")
     wanted = replace(choice, kind=cast(Kind, kind or choice.kind), encoder=encoder or choice.encoder)
     if not threshold or wanted != choice:
         wanted = replace(wanted, threshold=None)
