@@ -12,6 +12,7 @@ COMMANDS = {
     "serve": ("btr.serve", "answer questions over HTTP from a store"),
     "store": ("btr.store", "look into a store, check it, or change it"),
     "train": ("btr.train.__main__", "make a reader, in three stages"),
+    "retrieve": ("btr.dense.__main__", "find passages by meaning: build an index, search it, measure it"),
     "eval": ("btr.eval", "answer a file of questions and score the answers"),
     "bench": ("btr.bench", "measure speed and size on this machine"),
 }

@@ -22,6 +22,7 @@ from btr.answer import Answer
 from btr.checkpoint import digest
 from btr.config import MODES, Mode
 from btr.corpus import Passage, Question
+from btr.dense.fusion import KINDS
 from btr.errors import InputError
 from btr.evidence import Evidence
 from btr.figures import METRICS, Run, describe, recall, table
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data", metavar="PATH", help="a named task's file, or a folder of tasks; default: the Hugging Face hub")
     add("--reader", metavar="R", help="reader folder or hub id; default: the reader shipped with btr")
     add("--store", metavar="S", help="read the best passages of this store; without it, those a question comes with")
+    add("--retriever", choices=KINDS, help="what finds passages in the store; default: what it is searched with")
     add("--modes", default="binary", help="comma-separated: full, float, binary (default %(default)s)")
     add("--passages", metavar="N", help="passages a question, comma-separated; default: the reader's own number")
     add("--against", metavar="MODE", choices=MODES, help="mode to compare with; default: full, if it is evaluated")
@@ -255,7 +257,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     counts = sorted({setting.passages for setting in settings})
     with ExitStack() as stack:
         store = stack.enter_context(Store.open(options.store)) if options.store else None
-        evidence = Evidence(asked.questions, counts[-1], store)
+        evidence = Evidence(asked.questions, counts[-1], store, options.retriever)
         evidence.check()
         check_readers(settings, asked, evidence)
         shared = {
@@ -269,7 +271,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         ranks = evidence.ranks() if store is not None and asked.kind == "question" and evidence.has_texts() else None
     return {
         "task": asked.task, "questions": len(asked.questions), "source": asked.source,
-        "passages_from": f"{options.store} by BM25" if options.store else "the questions' own",
+        "passages_from": f"{options.store} by {evidence.retriever.name}" if options.store else "the questions' own",
         "dtype": options.dtype, "max_new_tokens": options.max_new_tokens, "threads": torch.get_num_threads(),
         "recall": recall(ranks, counts) if ranks else None, "rows": describe(runs, METRICS[asked.kind], base),
     }  # fmt: skip

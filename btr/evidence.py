@@ -5,32 +5,35 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from btr.corpus import Passage, Question
+from btr.dense.fusion import Retriever, open_retriever
 from btr.errors import InputError
-from btr.indexed import open_index
 from btr.metrics import holds_answer
 from btr.questions import query
 from btr.storage import Store
-from btr.storage.manifest import store_command
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The passages that each question is read with: its own, or the best of a store, best first, `most` at the most."""
+    """The passages that each question is read with: its own, or the best of a store, best first, `most` at the most.
+
+    kind: what of a store's retrievers finds them; None: what the store is searched with.
+    """
 
     questions: list[Question]
     most: int
     store: Store | None = None
+    kind: str | None = None
+
+    @cached_property
+    def retriever(self) -> Retriever:
+        """What the store is searched with."""
+        assert self.store is not None
+        return open_retriever(self.store, self.kind)
 
     @cached_property
     def ordinals(self) -> list[list[int]]:
         """Where the passages of each question stand in the store."""
-        assert self.store is not None
-        index = open_index(self.store)
-        if index is None:
-            raise InputError(
-                f"store {self.store.path} has no index; {store_command('index', self.store.path)} builds it"
-            )
-        hits = index.search([query(q) for q in self.questions], self.most)
+        hits = self.retriever.search([query(q) for q in self.questions], self.most)
         return [[int(i) for i in ordinals] for ordinals, _ in hits]
 
     @cached_property

@@ -5,6 +5,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from btr.corpus import Passage
 from btr.errors import InputError
@@ -18,6 +19,16 @@ INDEX = "bm25"
 BATCH = 1024  # passages read and indexed at a time
 
 
+class Index(Protocol):
+    """What finds passages by their ordinals."""
+
+    def __len__(self) -> int:
+        """Return the number of passages."""
+
+    def search(self, questions: Sequence[str], top: int) -> list[Hits]:
+        """Find the best passages for each question, best first."""
+
+
 class StaleIndex(UserWarning):
     """Warn that the index does not know the newest passages of its store."""
 
@@ -25,7 +36,7 @@ class StaleIndex(UserWarning):
 class StoreIndex:
     """Find passages of a store as it was when the index was opened; deleted ones do not come back."""
 
-    def __init__(self, bm25: BM25, store: Store) -> None:
+    def __init__(self, bm25: Index, store: Store) -> None:
         """Use `open_index`."""
         self._bm25, self._store = bm25, store
 

@@ -3,9 +3,8 @@
 import re
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from btr.span import SpanReader
 from btr.t5 import T5
 
 BERT = {
@@ -71,7 +70,7 @@ def t5_tensors(model: T5) -> dict[str, Tensor]:
     return {hf_name(name, gated): parameter.detach().contiguous() for name, parameter in model.named_parameters()}
 
 
-def bert_names(model: SpanReader) -> dict[str, tuple[str, ...]]:
+def bert_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Map each of our names to transformers' of the tensors that, one below the other, make it up."""
     names: dict[str, tuple[str, ...]] = {}
     for name, _ in model.named_parameters():
@@ -89,7 +88,7 @@ def bert_names(model: SpanReader) -> dict[str, tuple[str, ...]]:
     return names
 
 
-def fit_bert(model: SpanReader, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def fit_bert(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Find each parameter of BERT and of the head among tensors; returns ours -> tensor, and misfits."""
     there = {name if name.startswith(("bert.", HEAD)) else f"bert.{name}": value for name, value in tensors.items()}
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -108,7 +107,7 @@ def fit_bert(model: SpanReader, tensors: dict[str, Tensor]) -> tuple[dict[str, T
     return found, wrong + [f"{name} is of no layer there" for name in sorted(more)]
 
 
-def bert_tensors(model: SpanReader) -> dict[str, Tensor]:
+def bert_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of BERT and of the head under the names of transformers' BertForQuestionAnswering."""
     parameters = dict(model.named_parameters())
     found = {}

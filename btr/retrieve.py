@@ -22,6 +22,7 @@ import hashlib
 import json
 import logging
 import os
+import runpy
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -314,3 +315,7 @@ class BM25:
         hits = [shard.best(span, idf, top) for shard, span in zip(self._shards, spans, strict=True)]
         ordinals, scores = (np.concatenate(parts) for parts in zip(*hits, strict=True))
         return _rank(ordinals, scores, top)
+
+
+if __name__ == "__main__":  # the command stands above this file and imports it
+    runpy.run_module("btr.dense", run_name="__main__")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["backend", "expand", "hamming", "nearest", "pack", "unpack", "use"]
+__all__ = ["backend", "expand", "hamming", "nearest", "nearest_k", "pack", "unpack", "use"]
 
 _MODULES = {"numba": "btr.kernels.jit", "numpy": "btr.kernels.reference"}
 _name: str | None = None
@@ -142,6 +142,20 @@ def nearest(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.i
     if len(candidates) == 0:
         raise ValueError(f"b has shape {candidates.shape}, expected P >= 1 rows: do not ask when there is no candidate")
     found: tuple[NDArray[np.int64], NDArray[np.int32]] = _kernels().nearest(rows, candidates)
+    return found
+
+
+def nearest_k(a: ArrayLike, b: ArrayLike, k: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Find for every row of a (M, W) the k nearest rows of b (P, W), nearest first: index int64, distance int32 (M, k).
+
+    Of equal distances the lower index comes first. Needs memory for M*k results, not for M*P distances; meant for a k
+    of up to some thousand, since a row's results are kept sorted as they come.
+    Raises ValueError unless both are uint64 matrices of the same W, and 1 <= k <= P.
+    """
+    rows, candidates = _pair(a, b)
+    if not 1 <= operator.index(k) <= len(candidates):
+        raise ValueError(f"k is {k}, b has {len(candidates)} rows: ask for 1 to that many")
+    found: tuple[NDArray[np.int64], NDArray[np.int32]] = _kernels().nearest_k(rows, candidates, operator.index(k))
     return found
 
 

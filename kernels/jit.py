@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 GRAIN = 64  # rows of a per task of a parallel loop
 # Words compared, about 0.1 s.  Where other work holds the cores, a parallel loop waits 4 to 8 ms for its threads.
 WORTHWHILE = 10**9
+BLOCK = 64  # rows of a tile that are looked through together
 TILE = 1024  # rows of b compared at a time: with W = 12 they take 96 KiB, which stays in the second-level cache
 NAN = np.float32(np.nan)
 ONE = np.uint64(1)
@@ -260,6 +261,39 @@ def _nearest_rows(start: int, stop: int, a: Array, b: Array, index: Array, dista
                 index[m] = first + _find(counts, least)
 
 
+@_compiled()
+def _keep(index: Array, distance: Array, p: int, count: Any) -> None:
+    # Insertion from the end: after those at the same distance, whose indices are lower.
+    place = distance.size - 1
+    while place > 0 and distance[place - 1] > count:
+        distance[place] = distance[place - 1]
+        index[place] = index[place - 1]
+        place -= 1
+    distance[place] = count
+    index[place] = p
+
+
+@_compiled()
+def _nearest_k_rows(start: int, stop: int, a: Array, b: Array, index: Array, distance: Array) -> None:
+    size, last = min(TILE, b.shape[0]), distance.shape[1] - 1
+    tile, counts = np.zeros((b.shape[1], size), np.uint64), np.empty(size, np.int32)
+    for m in range(start, stop):
+        for place in range(last + 1):
+            distance[m, place] = FARTHEST
+    for first in range(0, b.shape[0], TILE):
+        count = _load_tile(b, first, tile)
+        for m in range(start, stop):
+            _count(a, m, tile, counts)
+            for begin in range(0, count, BLOCK):  # most blocks hold nothing near enough, which a vector minimum tells
+                end, least = min(begin + BLOCK, count), FARTHEST
+                for p in range(begin, end):
+                    least = min(least, counts[p])
+                if least < distance[m, last]:
+                    for p in range(begin, end):
+                        if counts[p] < distance[m, last]:
+                            _keep(index[m], distance[m], first + p, counts[p])
+
+
 @_compiled(parallel=True)
 def _hamming_tasks(a: Array, b: Array, distance: Array) -> None:
     rows = a.shape[0]
@@ -272,6 +306,13 @@ def _nearest_tasks(a: Array, b: Array, index: Array, distance: Array) -> None:
     rows = a.shape[0]
     for task in prange((rows + GRAIN - 1) // GRAIN):
         _nearest_rows(task * GRAIN, min(rows, (task + 1) * GRAIN), a, b, index, distance)
+
+
+@_compiled(parallel=True)
+def _nearest_k_tasks(a: Array, b: Array, index: Array, distance: Array) -> None:
+    rows = a.shape[0]
+    for task in prange((rows + GRAIN - 1) // GRAIN):
+        _nearest_k_rows(task * GRAIN, min(rows, (task + 1) * GRAIN), a, b, index, distance)
 
 
 # One parallel loop at a time: Numba's `workqueue` layer aborts the process on a second.  A forked child never gets the
@@ -303,4 +344,11 @@ def nearest(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> tuple[NDArray[np.in
     """Find the nearest rows as `reference.nearest`."""
     index, distance = np.empty(len(a), np.int64), np.empty(len(a), np.int32)
     _run(_nearest_rows, _nearest_tasks, a, b, index, distance)
+    return index, distance
+
+
+def nearest_k(a: NDArray[np.uint64], b: NDArray[np.uint64], k: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Find the k nearest rows as `reference.nearest_k`."""
+    index, distance = np.empty((len(a), k), np.int64), np.empty((len(a), k), np.int32)
+    _run(_nearest_k_rows, _nearest_k_tasks, a, b, index, distance)
     return index, distance

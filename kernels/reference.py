@@ -85,3 +85,18 @@ def nearest(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> tuple[NDArray[np.in
         index[m] = row.argmin()
         distance[m] = row[index[m]]
     return index, distance
+
+
+def nearest_k(a: NDArray[np.uint64], b: NDArray[np.uint64], k: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Find for every row of a (M, W) the k rows of b (P, W), 1 <= k <= P, at the least distances, nearest first.
+
+    Of equal distances the lower index comes first, and is the one that is kept. Returns the indices int64 (M, k) and
+    the distances int32 (M, k).
+    """
+    index = np.empty((len(a), k), np.int64)
+    distance = np.empty((len(a), k), np.int32)
+    for m in range(len(a)):
+        row = hamming(a[m : m + 1], b)[0]
+        index[m] = np.argsort(row, kind="stable")[:k]
+        distance[m] = row[index[m]]
+    return index, distance

@@ -221,6 +221,32 @@ def bert_folder(tiny_bert: "BertForQuestionAnswering", tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="session")
+def encoder_folder(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of texts as sentence-transformers keeps it: the same BERT, mean pooling, normalised, 48 tokens."""
+    import json
+    import shutil
+
+    from tokenizers import Tokenizer, processors
+
+    folder = tmp_path_factory.mktemp("encoder") / "tiny"
+    shutil.copytree(bert_folder, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ends = [(piece, tokenizer.token_to_id(piece)) for piece in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+    (folder / "1_Pooling").mkdir()
+    for name, value in (
+        ("modules.json", modules),
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}),
+        ("sentence_bert_config.json", {"max_seq_length": 48}),
+    ):
+        (folder / name).write_text(json.dumps(value))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def span_reader(bert_folder: Path, tiny_passages: "list[Passage]") -> "Reader":
     """A span reader, split after layer 2 of 4 and calibrated."""
     from btr.reader import Reader

@@ -15,7 +15,7 @@ ROOMS = {"btr": "btr", "btr.kernels": "kernels", "btr.storage": "storage", "btr.
 MAX_LINES = 400
 
 MATHS = {f"btr.{name}" for name in ("config", "t5", "bias", "bert", "binarize", "fid", "span", "merge", "metrics")}
-COMMANDS = {f"btr.{name}" for name in ("__main__", "precompute", "serve", "store", "eval", "bench")}
+COMMANDS = {f"btr.{name}" for name in ("__main__", "precompute", "serve", "store", "dense.__main__", "eval", "bench")}
 
 # module: (modules of ours, packages of others) that it and those below it may import, beside the standard library.
 # The longest name that fits decides.

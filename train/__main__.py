@@ -13,6 +13,7 @@ from btr.corpus import read_passages
 from btr.errors import InputError
 from btr.span import SpanReader
 from btr.storage.errors import StoreError
+from btr.train.encoders import train_encoder
 from btr.train.folder import RunFolder
 from btr.train.loop import Tensors, Trainer
 from btr.train.neighbours import write_neighbours
@@ -128,6 +129,8 @@ def execute(argv: Sequence[str]) -> None:
         say(f"wrote {options.out}: {options.size:,} pieces, which are {100 * share:.2f} % of the text")
     elif options.command == "neighbours":
         write_neighbours(options.questions, options.text, options.limit, options.top, Path(options.out), say)
+    elif options.command in ("kale", "leaf"):
+        train_encoder(options, say)
     elif options.command == "all":
         train_all(options, argv)
     else:

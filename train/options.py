@@ -16,7 +16,7 @@ COUNTS = (
     *("size", "limit", "top", "batch", "passages", "row_tokens", "question_tokens", "answer_tokens", "text_passages"),
     *("bits", "text_words", "accumulate", "dev_every", "dev_limit", "dev_passages"),
 )
-AMOUNTS = ("steps", "learning_rate", "warmup", "weight_decay", "save_every")
+AMOUNTS = ("steps", "learning_rate", "warmup", "weight_decay", "save_every", "temperature")
 LEAST = dict.fromkeys(COUNTS, 1) | dict.fromkeys(AMOUNTS, 0)
 SHARES = ("blanks", "corruption", "text_share", "top_ratio", "floor", "unanswerable")  # options between 0 and 1
 
@@ -62,6 +62,7 @@ def parser() -> Parser:
     )
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_preparations(commands)
+    add_encoders(commands)
     for name, stage in STAGES.items():
         about = f"train: modes {', '.join(mode for mode, _ in stage.modes)}; losses {', '.join(stage.losses)}"
         add_stage(add_command(commands, name, about, "--out RUN --steps N [option ...]"))
@@ -100,6 +101,36 @@ def add_preparations(commands: Any) -> None:
     count(near, "--limit", None, "passages of --text to use; default: all")
     count(near, "--top", 20, "neighbours kept")
     near.add_argument("--out", required=True, metavar="FILE", help="FiD-style .jsonl to write")
+
+
+def add_encoders(commands: Any) -> None:
+    """Add the commands that make a smaller encoder for retrieval."""
+    usage = "--encoder ENCODER --questions FILE ... --steps N --out RUN [option ...]"
+    about = "drop layers of an encoder and align its questions to the index it made, which stays as it is"
+    kale = add_command(commands, "kale", about, usage)
+    about = "distil an encoder into a smaller one, for questions and passages"
+    leaf = add_command(commands, "leaf", about, usage)
+    for added, rate in ((kale, 2e-4), (leaf, 3e-4)):
+        added.add_argument("--encoder", required=True, metavar="E", help="the teacher: folder or hub id")
+        about = "files of questions; answers and passages are not used"
+        added.add_argument("--questions", nargs="*", default=[], metavar="FILE", help=about)
+        about = "layers to keep: how many, spread from the first to the last, or which, from 0, as in 0,3 or 0,"
+        added.add_argument("--layers", metavar="N[,N...]", help=about)
+        added.add_argument("--out", required=True, metavar="RUN", help="folder of the run; the encoder is in encoder/")
+        added.add_argument("--dev", metavar="FILE", help="questions to compare the two encoders on at the end")
+        count(added, "--batch", 128, "texts of a step")
+        count(added, "--steps", None, "steps")
+        amount(added, "--learning-rate", rate, "at its peak")
+        count(added, "--warmup", 50, "steps")
+        count(added, "--seed", 0, "of the order of texts")
+        amount(added, "--save-every", 120.0, "seconds between checkpoints")
+        added.add_argument("--no-resume", action="store_true", help="start afresh even if the run has a checkpoint")
+    amount(kale, "--temperature", 1.0, "of both softmaxes")
+    leaf.add_argument(
+        "--student", metavar="S", help="encoder to train, folder or hub id; default: layers of the teacher"
+    )
+    leaf.add_argument("--text", help="passages or articles to learn from beside the questions")
+    count(leaf, "--passages", 20_000, "passages of --text")
 
 
 def add_stage(stage: argparse.ArgumentParser) -> None:
@@ -216,7 +247,7 @@ def check(options: argparse.Namespace) -> None:
     for name in SHARES:
         if given.get(name) is not None and not 0 <= given[name] <= 1:
             raise InputError(f"--{name.replace('_', '-')} is {given[name]}; give a share between 0 and 1")
-    if options.command in STAGES and options.steps is None:
+    if options.command in (*STAGES, "kale", "leaf") and options.steps is None:
         raise InputError("how long? pass --steps, or --config with a recipe that has them")
     if "row_tokens" in given and options.question_tokens >= options.row_tokens:
         raise InputError(

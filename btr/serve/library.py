@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from btr.dense.fusion import DENSE, open_retriever
 from btr.errors import InputError
-from btr.indexed import StaleIndex, StoreIndex, open_index
+from btr.indexed import Index, StaleIndex, open_index
 from btr.reader import Reader
 from btr.storage import Store
 
@@ -17,7 +18,7 @@ class Library:
     """A store, and its index if it has one.  Whoever still reads keeps it open: nothing closes it from outside."""
 
     store: Store
-    index: StoreIndex | None
+    index: Index | None
 
     @classmethod
     def open(cls, path: Path, reader: Reader | None = None, reader_name: str = "") -> Self:
@@ -40,11 +41,11 @@ class Library:
         return cls(store, index)
 
 
-def index_of(store: Store) -> StoreIndex | None:
-    """Open the index of a store, and warn if it has fallen behind."""
+def index_of(store: Store) -> Index | None:
+    """Open what a store is searched with, and warn if it has fallen behind."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", StaleIndex)
-        index = open_index(store)
+        index: Index | None = open_retriever(store) if (store.path / DENSE).is_dir() else open_index(store)
     for warning in caught:
         logging.getLogger("btr.serve").warning("%s", warning.message)
     return index

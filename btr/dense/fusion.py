@@ -1,0 +1,184 @@
+"""The retriever of a store: BM25, dense, or both fused; and which of what they find is worth reading.
+
+Fusion is by reciprocal rank (Cormack, Clarke and Buettcher 2009): a passage scores the sum of 1 / (60 + rank) over the
+two lists, so that neither's scale matters. Such scores say nothing across questions; whether a passage is worth reading
+is told by its dense score, held against a threshold that `python -m btr.retrieve calibrate` sets. The best passage is
+always read.
+
+What a store is searched with stands in STORE/retriever.json:
+
+    kind        bm25, dense or hybrid
+    encoder     folder or hub id of the encoder of questions; null: the one the passages were embedded with
+    threshold   least dense score of a passage that is read, or null
+"""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from btr.checkpoint import write
+from btr.dense.index import Dense, best
+from btr.errors import InputError
+from btr.indexed import StoreIndex, open_index
+from btr.retrieve import BM25, Hits
+from btr.storage import Store
+from btr.storage.manifest import store_command
+
+Kind = Literal["bm25", "dense", "hybrid"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+FILE = "retriever.json"
+DENSE, WORDS = "dense", "bm25"  # folders in a store
+SMOOTHING = 60  # of reciprocal ranks, Cormack's
+DEPTH = 100  # passages of each list that are fused, or twice as many as asked for if that is more
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a store is searched with, as in `retriever.json`."""
+
+    kind: Kind
+    encoder: str | None = None
+    threshold: float | None = None
+
+    @classmethod
+    def read(cls, store: Path) -> "Choice":
+        """Read the choice of a store; without the file: what is there, both fused if both are.
+
+        Raises:
+            InputError: damaged, or there is no index.
+        """
+        there = [(store / folder).is_dir() for folder in (WORDS, DENSE)]
+        if not (store / FILE).exists():
+            if not any(there):
+                cure = f"make one with: python -m btr.retrieve build {store} --retriever ENCODER"
+                raise InputError(f"{store}: no index to search, neither {WORDS}/ nor {DENSE}/; {cure}")
+            return cls("hybrid" if all(there) else "bm25" if there[0] else "dense")
+        try:
+            choice = cls(**json.loads((store / FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{store / FILE}: damaged ({error}); delete it, and calibrate again") from error
+        number = choice.threshold is None or isinstance(choice.threshold, int | float)
+        if choice.kind not in KINDS or not number or not isinstance(choice.encoder, str | None):
+            raise InputError(f"{store / FILE}: not a retriever ({choice}); delete it, and calibrate again")
+        return choice
+
+    def write(self, store: Path) -> None:
+        """Write the choice of a store."""
+        write(store / FILE, json.dumps(asdict(self), indent=1))
+
+
+@dataclass(frozen=True, eq=False)
+class Retriever:
+    """Search a store; the indices that its kind needs are open."""
+
+    choice: Choice
+    bm25: BM25 | StoreIndex | None = None
+    dense: Dense | None = None
+    living: StoreIndex | None = None  # the dense index, less what its store has deleted since; None: nothing is
+
+    @property
+    def name(self) -> str:
+        """Say what it is, for people."""
+        words = {"bm25": "BM25", "dense": "dense", "hybrid": "BM25 and dense"}[self.choice.kind]
+        at = self.choice.threshold
+        return words if at is None else f"{words}, dense score at least {at:.3g}"
+
+    def __len__(self) -> int:
+        """Return the number of passages."""
+        return max(len(index) for index in (self.bm25, self.dense) if index is not None)
+
+    def search(self, questions: Sequence[str], top: int) -> list[Hits]:
+        """Find what to read for each question: ordinals int64 (R,) and scores float32 (R,), R <= top, best first.
+
+        Scores are BM25's, estimates of the vectors' inner product, or sums of reciprocal ranks. Below the threshold
+        nothing but the best passage is returned.
+
+        Raises:
+            ValueError: top is not positive.
+        """
+        if top < 1:
+            raise ValueError(f"top is {top}; ask for at least 1 passage")
+        hits = self._search(questions, top)
+        if self.choice.threshold is None or self.dense is None:
+            return hits
+        relevance = self.dense.score(questions, [ordinals for ordinals, _ in hits])
+        return [keep(hit, found, self.choice.threshold) for hit, found in zip(hits, relevance, strict=True)]
+
+    def _search(self, questions: Sequence[str], top: int) -> list[Hits]:
+        if self.dense is None or self.bm25 is None:
+            index = self.living or self.dense or self.bm25
+            assert index is not None
+            return index.search(questions, top)
+        depth = max(DEPTH, 2 * top)
+        lists = (index.search(questions, depth) for index in (self.bm25, self.living or self.dense))
+        return [fuse([ordinals for ordinals, _ in both], top) for both in zip(*lists, strict=True)]
+
+
+def fuse(lists: Sequence[NDArray[np.int64]], top: int) -> Hits:
+    """Fuse lists of ordinals, best first, by reciprocal rank; equal scores stand in corpus order."""
+    scores: dict[int, float] = defaultdict(float)
+    for ordinals in lists:
+        for rank, ordinal in enumerate(ordinals.tolist(), 1):
+            scores[ordinal] += 1 / (SMOOTHING + rank)
+    order = sorted(scores)
+    return best(np.array(order, np.int64), np.array([scores[i] for i in order], np.float32), top)
+
+
+def keep(hits: Hits, relevance: NDArray[np.float32], threshold: float) -> Hits:
+    """Keep the first passage, and the others whose relevance (R,) reaches the threshold."""
+    kept = relevance >= threshold
+    kept[:1] = True
+    return hits[0][kept], hits[1][kept]
+
+
+def open_retriever(
+    store: Store | str | os.PathLike[str],
+    kind: str | None = None,
+    encoder: str | None = None,
+    *,
+    threshold: bool = True,
+) -> Retriever:
+    """Open what a store, or a folder of indices, is searched with; kind and encoder go before what is written in it.
+
+    Of an open store, what is deleted does not come back, and passages that BM25 does not know are warned of.
+
+    threshold: leave out what is not worth reading, if that was calibrated, which holds for its kind and encoder alone.
+
+    Raises:
+        InputError: an index is missing, damaged or of another number of passages, or the encoder of questions is not
+            aligned with the one of the passages.
+    """
+    path = store.path if isinstance(store, Store) else Path(store)
+    choice = Choice.read(path)
+    if kind is not None and kind not in KINDS:
+        raise InputError(f"retriever is {kind!r}; use {', '.join(KINDS)}")
+    wanted = replace(choice, kind=cast(Kind, kind or choice.kind), encoder=encoder or choice.encoder)
+    if not threshold or wanted != choice:
+        wanted = replace(wanted, threshold=None)
+    bm25 = (
+        None if wanted.kind == "dense" else open_words(store) if isinstance(store, Store) else BM25.open(path / WORDS)
+    )
+    dense = None if wanted.kind == "bm25" else Dense.open(path / DENSE, wanted.encoder)
+    others = store.manifest.ordinals if isinstance(store, Store) else len(bm25) if bm25 is not None else None
+    if dense is not None and others not in (None, len(dense)):
+        cure = f"bring it up to date with: python -m btr.retrieve build {path} --retriever {dense.plan.encoder}"
+        kind = "the store" if isinstance(store, Store) else "BM25"
+        raise InputError(f"{path}: {kind} holds {others:,} passages, the dense index {len(dense):,}; {cure}")
+    living = StoreIndex(dense, store) if dense is not None and isinstance(store, Store) else None
+    return Retriever(wanted, bm25, dense, living)
+
+
+def open_words(store: Store) -> StoreIndex:
+    """Open the BM25 index of a store; InputError if it has none."""
+    index = open_index(store)
+    if index is None:
+        raise InputError(f"store {store.path} has no index; {store_command('index', store.path)} builds it")
+    return index

@@ -1,0 +1,158 @@
+"""The command `btr retrieve`: an index from a store and from a corpus, search, calibration, measuring, mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from btr import precompute
+from btr.dense import __main__ as command
+from btr.dense import bench
+from btr.dense.encoder import Encoder
+from btr.dense.fusion import Choice
+
+QUESTIONS = [
+    {"question": "Who built the lighthouse?", "answers": ["Ada Berg"]},
+    {"question": "In which year was the harbour of Vellin dug?", "answers": ["1712"]},
+    {"question": "What does the grey heron eat?", "answers": ["fish", "frogs"]},
+    {"question": "How many moons has Jupiter?", "answers": ["ninety-five"]},
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_passages: list) -> Path:
+    folder = tmp_path_factory.mktemp("retrieve")
+    rows = [{"id": p.id, "title": p.title, "text": p.text} for p in tiny_passages]
+    (folder / "passages.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, QUESTIONS)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain_store(corpus: Path, reader_folder: Path) -> Path:
+    path = corpus / "corpus.btr"
+    words = [str(corpus / "passages.jsonl"), "--reader", str(reader_folder), "--store", str(path)]
+    assert precompute.main(words) == 0
+    return path
+
+
+@pytest.fixture
+def store(plain_store: Path, encoder_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the store, with a dense index of its own that keeps floats."""
+    path = tmp_path / "copy.btr"
+    path.mkdir()
+    for entry in plain_store.iterdir():
+        (path / entry.name).symlink_to(entry)
+    assert command.main(["build", str(path), "--retriever", str(encoder_folder), "--floats"]) == 0
+    return path
+
+
+def test_build_search_and_choice(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert Choice.read(store) == Choice("hybrid")
+    assert command.main(["search", str(store), "lighthouse", "harbour of Vellin", "--top", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["question"] for row in rows] == ["lighthouse"] * 2 + ["harbour of Vellin"] * 2
+    assert all(row["text"] and row["id"].startswith("p") for row in rows)
+    assert command.main(["search", str(store), "lighthouse", "--kind", "bm25"]) == 0
+    assert "p1" in capsys.readouterr().out
+
+
+def test_building_again_changes_nothing(store: Path, encoder_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {file.name: file.read_bytes() for file in (store / "dense").iterdir()}
+    assert command.main(["build", str(store), "--retriever", str(encoder_folder), "--floats"]) == 0
+    assert {file.name: file.read_bytes() for file in (store / "dense").iterdir()} == before
+    assert "dense: 6 passages" in capsys.readouterr().out  # five, one of which was cut in two
+
+
+def test_corpus_gives_the_same_index(corpus: Path, store: Path, encoder_folder: Path, tmp_path: Path) -> None:
+    words = ["build", str(corpus / "passages.jsonl"), "--retriever", str(encoder_folder), "--floats"]
+    assert command.main([*words, "--out", str(tmp_path / "alone")]) == 0
+    for name in ("codes-0.bin", "vectors.bin", "rotation.safetensors"):
+        assert (tmp_path / "alone/dense" / name).read_bytes() == (store / "dense" / name).read_bytes()
+    assert Choice.read(tmp_path / "alone") == Choice("dense")
+    assert command.main(["search", str(tmp_path / "alone"), "lighthouse"]) == 0
+
+
+def test_calibrate_writes_a_threshold(store: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions = str(corpus / "questions.jsonl")
+    capsys.readouterr()
+    assert command.main(["calibrate", str(store), questions, "--keep", "1", "--top", "6", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["kept"], facts["found"], facts["questions"]) == (1.0, 3, 4)
+    assert facts["read"] <= 6
+    assert Choice.read(store) == Choice("hybrid", threshold=facts["threshold"])
+
+
+def test_bench_measures(
+    store: Path,
+    corpus: Path,
+    encoder_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(bench, "load", lambda name: None)  # faiss and usearch are another's to test
+    words = ["bench", str(store), str(corpus / "questions.jsonl"), "--encoders", str(encoder_folder)]
+    capsys.readouterr()
+    assert command.main([*words, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["counted"], facts["questions"], facts["bytes"], facts["float_bytes"]) == (3, 4, 8, 256)
+    own, again = facts["rows"]
+    assert set(own["recall"]) == {"float", "rescored", "binary", "BM25", "BM25 + rescored"}
+    assert own["recall"]["float"]["20"][0] == 100.0  # all six passages are found
+    assert own["recall"]["float"] == again["recall"]["float"] and own["retained"]["float"]["1"] == 100.0
+    ways = {row["way"] for row in facts["speed"]}
+    assert {"bits, btr", "bits and rescored, btr", "floats, exact"} <= ways
+    assert command.main([*words, "--no-speed"]) == 0
+    shown = capsys.readouterr().out
+    assert "3 of 4 questions count" in shown and "questions/s" not in shown
+
+
+def test_other_encoder_is_refused_unless_aligned(
+    store: Path, encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = Encoder.from_pretrained(str(encoder_folder))
+    original = encoder.fingerprint
+    encoder.model.bert.layers[0].wi.bias.data += 0.01
+    for name, aligned in (("stranger", ()), ("friend", (original,))):
+        Encoder(encoder.model, encoder.tokenizer, name, aligned=aligned).save(tmp_path / name)
+    search = ["search", str(store), "lighthouse", "--encoder"]
+    assert command.main([*search, str(tmp_path / "stranger")]) == 2
+    assert f"was built by encoder {original}" in capsys.readouterr().err
+    assert command.main([*search, str(tmp_path / "friend")]) == 0
+    Choice("dense", encoder=str(tmp_path / "friend")).write(store)
+    assert command.main(["search", str(store), "lighthouse"]) == 0
+
+
+MISTAKES = [
+    (["build", "{corpus}", "--retriever", "{encoder}"], "is not a finished store; for a corpus, say with --out"),
+    (["build", "{store}", "--retriever", "{corpus}"], "no config.json"),
+    (["build", "{store}", "--retriever", "{encoder}", "--codes", "5"], "--codes is 5; use 1 to 4"),
+    (["build", "{store}", "--retriever", "{encoder}", "--codes", "2"], "begun with codes 1, now it is 2"),
+    (["search", "{corpus}", "x"], "no index to search"),
+    (["search", "{store}", "x", "--top", "0"], "--top is 0; use 1 or more"),
+    (["calibrate", "{store}", "{corpus}/questions.jsonl", "--keep", "2"], "--keep is 2.0; give a share"),
+    (["calibrate", "{store}", "{corpus}/questions.jsonl", "--kind", "bm25"], "is searched by BM25"),
+    (["calibrate", "{corpus}", "{corpus}/questions.jsonl"], "is not a finished store"),
+    (["bench", "{store}", "{corpus}/nothing.jsonl"], "nothing.jsonl"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES, ids=range(len(MISTAKES)))
+def test_mistakes_are_one_line(
+    store: Path, corpus: Path, encoder_folder: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"store": store, "corpus": corpus, "encoder": encoder_folder}
+    capsys.readouterr()
+    assert command.main([word.format(**names) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_module_is_the_command(tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "btr.retrieve", "search", str(tmp_path), "x"]
+    done = subprocess.run(call, capture_output=True, text=True, env=os.environ)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "no index to search" in done.stderr
