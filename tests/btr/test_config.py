@@ -85,7 +85,7 @@ def test_reader_config_goes_to_json_and_back() -> None:
     [
         ({"colour": 1, "k": 2}, r"unknown keys in btr_config.json: colour; known: k, calibration, .*format_version"),
         ({"format_version": 2, "colour": 1}, r"format 2 is newer than 1, the newest this btr reads; upgrade btr"),
-        ({"calibration": "none"}, r"calibration is 'none'; known: 'channel', 'paper'"),
+        ({"calibration": "none"}, r"calibration is 'none'; known: predictive, channel, paper"),
         ({"default_mode": "fast"}, r"default_mode is 'fast'; known: full, float, binary"),
         ({"k": "2"}, r"k is '2'; use an integer of at least 0"),
         ({"k": 2.0}, r"k is 2.0; use an integer"),

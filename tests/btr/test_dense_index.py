@@ -148,7 +148,8 @@ def test_search_of_texts_finds_its_passage(tmp_path: Path, plan: Plan, encoder: 
     for way in ("float", "binary", "rescored"):
         assert [hit[0][0] for hit in index.search([p.text for p in passages], 9, way)] == [0, 1, 2, 3]
     score = index.score(["harbour"], [np.array([2, 0])])[0]
-    assert dict(zip(*(x.tolist() for x in index.search(["harbour"], 4)[0]), strict=True))[2] == score[0]
+    found = dict(zip(*(x.tolist() for x in index.search(["harbour"], 4)[0]), strict=True))
+    assert found[2] == pytest.approx(score[0], rel=2**-20)  # sums of 32 products, in another order
     assert index.search([], 3) == [] and index.score([], []) == []
     with pytest.raises(ValueError, match="top is 0"):
         index.search(["x"], 0)

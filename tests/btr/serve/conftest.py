@@ -59,6 +59,10 @@ class FakeStore:
     def ids(self) -> Iterator[str]:
         return (f"p{i}" for i in range(len(self)))
 
+    def live(self) -> Iterator[int]:
+        """Yield the ordinals of all passages."""
+        return iter(range(len(self)))
+
     def at(self, ordinals: Sequence[int]) -> Encoded:
         return make_encoded(ordinals, self.texts)
 

@@ -76,7 +76,8 @@ def test_merging_is_within_limits_and_apart_from_plain_reading(folder: Path) -> 
 
 def flip(store: Path, text: bytes) -> None:
     """Change one bit of the file, behind the server's back, where `text` stands."""
-    with open(store / "data.mdb", "r+b") as file:
+    (data,) = store.glob("shards/*/data.mdb")
+    with open(data, "r+b") as file:
         where = file.read().index(text)
         file.seek(where)
         file.write(bytes([text[0] ^ 1]))
