@@ -72,7 +72,7 @@ def random_reader(shape: str, dtype: torch.dtype) -> Reader:
     torch.manual_seed(0)
     marks = ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if shape in BERT_SHAPES else ("<pad>", "</s>", "<unk>")
     if shape in BERT_SHAPES:
-        model: FiD | SpanReader = SpanReader(Bert(BERT_SHAPES[shape]), ReaderConfig(k=SPLIT[shape]))
+        model: FiD | SpanReader = SpanReader(Bert(BERT_SHAPES[shape]), span_config(shape))
     else:
         model = FiD(random_t5(shape), ReaderConfig(k=SPLIT[shape]))
     numbers = range(len(marks), model.vocab_size)
@@ -92,6 +92,13 @@ def random_t5(shape: str) -> T5:
                 parameter.normal_(0.0, 1.0 if "embedding" in name else parameter.shape[1] ** -0.5 / 4)
         model.head.weight[config.eos_token_id] = 0.0
     return model
+
+
+def span_config(shape: str) -> ReaderConfig:
+    """Return how a BERT of this shape keeps its tokens: as the shipped reader does, or the paper's way."""
+    if shape != "minilm":
+        return ReaderConfig(k=SPLIT[shape])
+    return ReaderConfig(k=SPLIT[shape], calibration="predictive", bits=BERT_SHAPES[shape].hidden_size // 2)
 
 
 def make_texts(reader: Reader, options: argparse.Namespace) -> tuple[str, list[Passage]]:
@@ -164,9 +171,9 @@ def store_of(reader: Reader, passages: Sequence[Passage], path: Path) -> Encoded
     """Write the passages' bits to a store; returns them as encoded."""
     encoded = reader.encode_passages(passages)
     settings = Settings(
-        fingerprint=reader.fingerprint, tokenizer_hash=reader.tokenizer_hash, k=reader.config.k, D=reader.bits,
-        vocab_size=reader.model.vocab_size, max_passage_tokens=reader.config.max_passage_tokens,
-        corpus_hash="",
+        fingerprint=reader.fingerprint, tokenizer_hash=reader.tokenizer_hash, k=reader.config.k,
+        D=reader.bits, width=reader.D, vocab_size=reader.model.vocab_size,
+        max_passage_tokens=reader.config.max_passage_tokens, corpus_hash="",
     )  # fmt: skip
     with StoreWriter.create_or_resume(path, settings) as writer:
         writer.append(encoded, len(passages))

@@ -133,7 +133,7 @@ class Binarizer(nn.Module):
     def signs(self, u: Tensor, known: Known | None = None) -> Tensor:
         """Return the bits of u (..., D) as booleans (..., m): True where +1."""
         rest = u.float() - self.expected(known)
-        return (F.linear(rest, self.code) if self.calibration == "predictive" else rest) > 0
+        return (F.linear(rest, self.code.float()) if self.calibration == "predictive" else rest) > 0
 
     def rebuild(self, b: Tensor, known: Known | None = None) -> Tensor:
         """Return u_hat (..., D) from b = ±1 (..., m)."""
@@ -151,8 +151,8 @@ class Binarizer(nn.Module):
         expected = self.expected(known)
         rest = u.float() - expected
         if self.calibration == "predictive":
-            b = straight_through_sign(F.linear(rest, self.code).float(), self.straight_through)
-            return (expected + F.linear(b, self.value)).float(), b
+            b = straight_through_sign(F.linear(rest, self.code.float()).float(), self.straight_through)
+            return (expected + F.linear(b, self.value.float())).float(), b
         # Training may carry a magnitude through 0: its sign belongs to u_hat then, and must not turn the bits round.
         width = self.magnitude.detach().abs().clamp(min=SMALLEST_MAGNITUDE)
         b = straight_through_sign(rest / width, self.straight_through)

@@ -235,6 +235,7 @@ def describe(options: argparse.Namespace, reader: Reader, corpus_hash: str) -> S
         tokenizer_hash=reader.tokenizer_hash,
         k=reader.config.k,
         D=reader.bits,
+        width=reader.D,
         vocab_size=reader.model.vocab_size,
         max_passage_tokens=reader.config.max_passage_tokens,
         corpus_hash=corpus_hash,

@@ -43,6 +43,7 @@ PERIOD = 5.0  # seconds between two lines of progress
 def account(store: Store) -> dict[str, Any]:
     """Return the bytes on disk by part, in all and per token, beside those of float states."""
     sizes, manifest = store.sizes(), store.manifest
+    width = manifest.width or manifest.D
     own = {part: sizes[part] for part in PARTS}
     total, payload = sum(own.values()), sum(own[part] for part in PAYLOAD)
     tokens = max(manifest.tokens, 1)
@@ -52,7 +53,7 @@ def account(store: Store) -> dict[str, Any]:
         "bytes": {**own, "total": total, "other_files": sizes["other_files"]},
         "bytes_per_token": {part: number / tokens for part, number in {**own, "total": total}.items()},
         "overhead": total / payload - 1 if payload else 0.0,
-        "float_bytes_per_token": {"bf16": 2 * manifest.D, "fp32": 4 * manifest.D},
+        "float_bytes_per_token": {"bf16": 2 * width, "fp32": 4 * width},
     }
 
 

@@ -58,10 +58,11 @@ class Settings:
     fingerprint: str  # of the reader whose lower layers are stored
     tokenizer_hash: str
     k: int  # split layer
-    D: int
+    D: int  # signs a token
     vocab_size: int
     max_passage_tokens: int
     corpus_hash: str
+    width: int = 0  # of the model's states, for comparison; 0: D
     passages_per_block: int = 64
     shard_passages: int = 65_536  # passages of the corpus that one shard takes
     options: Mapping[str, int | str | bool | None] = field(default_factory=dict)  # e.g. limit, words per passage

@@ -19,6 +19,7 @@ GOLDEN = """{
   "vocab_size": 32128,
   "max_passage_tokens": 320,
   "corpus_hash": "c0de",
+  "width": 768,
   "passages_per_block": 64,
   "shard_passages": 65536,
   "options": {
