@@ -108,7 +108,7 @@ def build_index(editor: Editor) -> int:
 def _write(editor: Editor, folder: Path) -> None:
     store = Store(editor.path, editor.view)
     writer, report = BM25Writer.create_or_resume(folder), Progress("indexed", 0, editor.manifest.ordinals)
-    for chunk in _chunks(store):
+    for chunk in by_ordinal(store):
         if any(passage.id and not passage.text for passage in chunk):
             raise InputError(f"store {editor.path} keeps no texts, and an index is built from them")
         writer.append(chunk)
@@ -117,10 +117,10 @@ def _write(editor: Editor, folder: Path) -> None:
     report.show(last=True)
 
 
-def _chunks(store: Store) -> Iterator[list[Passage]]:
-    """Yield the passages by ordinal; an empty one keeps the place of each that is deleted."""
+def by_ordinal(store: Store, first: int = 0) -> Iterator[list[Passage]]:
+    """Yield the passages by ordinal, BATCH at a time; an empty one keeps the place of each that is deleted."""
     count = store.manifest.ordinals
-    for start in range(0, count, BATCH):
+    for start in range(first, count, BATCH):
         ordinals = range(start, min(start + BATCH, count))
         gone = store.deleted(ordinals)
         found = store.at([ordinal for ordinal, out in zip(ordinals, gone, strict=True) if not out])

@@ -92,7 +92,7 @@ def run_build(options: argparse.Namespace) -> int:
         shutil.rmtree(out / DENSE, ignore_errors=True)
     if is_store(source):
         with Store.open(source) as store:
-            count = build(encoder, plan, out, partial(read_store, store), reporter(len(store)))
+            count = build(encoder, plan, out, partial(read_store, store), reporter(store.manifest.ordinals))
     else:
         read = partial(read_corpus, options.source, limit=options.limit, words=options.words)
         count = build(encoder, plan, out, read, reporter(options.limit))

@@ -9,6 +9,7 @@ from btr.dense.encoder import Encoder
 from btr.dense.fusion import DENSE
 from btr.dense.writer import DenseWriter, Plan
 from btr.errors import InputError
+from btr.indexed import by_ordinal
 from btr.storage import Store
 
 CHUNK = 1024  # passages embedded and written together; what a killed run does again
@@ -21,15 +22,13 @@ def is_store(path: Path) -> bool:
 
 
 def read_store(store: Store, first: int) -> Iterator[list[Passage]]:
-    """Yield the passages of a store from an ordinal on, CHUNK at a time.
+    """Yield the passages of a store from an ordinal on, those deleted empty.
 
     Raises:
         InputError: the store keeps no texts.
     """
-    for start in range(first, len(store), CHUNK):
-        rows = store.at(range(start, min(start + CHUNK, len(store))))
-        chunk = [Passage(*row) for row in zip(rows.ids, rows.titles, rows.texts, strict=True)]
-        if not any(passage.text for passage in chunk):
+    for chunk in by_ordinal(store, first):
+        if not any(passage.text for passage in chunk) and any(passage.id for passage in chunk):
             raise InputError(f"store {store.path} keeps no texts to embed; precompute it without --no-text")
         yield chunk
 

@@ -24,12 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from btr.checkpoint import write
-from btr.dense.index import Dense, best
+from btr.dense.index import Dense, best, is_finished
 from btr.errors import InputError
 from btr.indexed import StoreIndex, open_index
 from btr.retrieve import BM25, Hits
 from btr.storage import Store
-from btr.storage.manifest import store_command
+from btr.storage.manifest import MANIFEST, store_command
 
 Kind = Literal["bm25", "dense", "hybrid"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -55,7 +55,7 @@ class Choice:
         Raises:
             InputError: damaged, or there is no index.
         """
-        there = [(store / folder).is_dir() for folder in (WORDS, DENSE)]
+        there = [(store / WORDS).is_dir(), is_finished(store / DENSE)]
         if not (store / FILE).exists():
             if not any(there):
                 cure = f"make one with: python -m btr.retrieve build {store} --retriever ENCODER"
@@ -148,7 +148,7 @@ def open_retriever(
 ) -> Retriever:
     """Open what a store, or a folder of indices, is searched with; kind and encoder go before what is written in it.
 
-    Of an open store, what is deleted does not come back, and passages that BM25 does not know are warned of.
+    Of a store, what is deleted does not come back, and passages that BM25 does not know are warned of.
 
     threshold: leave out what is not worth reading, if that was calibrated, which holds for its kind and encoder alone.
 
@@ -156,6 +156,8 @@ def open_retriever(
         InputError: an index is missing, damaged or of another number of passages, or the encoder of questions is not
             aligned with the one of the passages.
     """
+    if not isinstance(store, Store) and (Path(store) / MANIFEST).is_file():
+        store = Store.open(store)
     path = store.path if isinstance(store, Store) else Path(store)
     choice = Choice.read(path)
     if kind is not None and kind not in KINDS:

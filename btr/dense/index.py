@@ -27,6 +27,11 @@ CANDIDATES = 200  # passages scored after the first pass, or 10 times as many as
 BLOCK = 16_384  # passages scored by floats at a time
 
 
+def is_finished(folder: Path) -> bool:
+    """Tell whether a folder holds a finished index."""
+    return (folder / INDEX).exists() and not (folder / PROGRESS).exists()
+
+
 class Dense:
     """An index on disk, mapped, and the encoder of its questions."""
 
@@ -46,7 +51,7 @@ class Dense:
         """
         folder = Path(path)
         state = read_state(folder)
-        if state is None or not (folder / INDEX).exists() or (folder / PROGRESS).exists():
+        if state is None or not is_finished(folder):
             raise InputError(f"{folder}: no finished dense index; build it with: python -m btr.retrieve build")
         plan: Plan = state["plan"]
         if not isinstance(encoder, Encoder):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from btr.dense.fusion import DENSE, open_retriever
+from btr.dense.index import is_finished
 from btr.errors import InputError
 from btr.indexed import Index, StaleIndex, open_index
 from btr.reader import Reader
@@ -45,7 +46,7 @@ def index_of(store: Store) -> Index | None:
     """Open what a store is searched with, and warn if it has fallen behind."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", StaleIndex)
-        index: Index | None = open_retriever(store) if (store.path / DENSE).is_dir() else open_index(store)
+        index: Index | None = open_retriever(store) if is_finished(store.path / DENSE) else open_index(store)
     for warning in caught:
         logging.getLogger("btr.serve").warning("%s", warning.message)
     return index

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from btr import precompute
+from btr import store as store_command
 from btr.dense import __main__ as command
 from btr.dense import bench
 from btr.dense.encoder import Encoder
-from btr.dense.fusion import Choice
+from btr.dense.fusion import Choice, open_retriever
+from btr.storage import Store
 
 QUESTIONS = [
     {"question": "Who built the lighthouse?", "answers": ["Ada Berg"]},
@@ -58,6 +61,22 @@ def test_build_search_and_choice(store: Path, capsys: pytest.CaptureFixture[str]
     assert all(row["text"] and row["id"].startswith("p") for row in rows)
     assert command.main(["search", str(store), "lighthouse", "--kind", "bm25"]) == 0
     assert "p1" in capsys.readouterr().out
+
+
+def test_what_is_deleted_before_or_after_building_is_not_found(
+    plain_store: Path, encoder_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "living.btr"
+    shutil.copytree(plain_store, path)
+    with Store.open(path) as held:
+        first, second, *others = held.ids()
+    assert store_command.main(["delete", str(path), first]) == 0
+    assert command.main(["build", str(path), "--retriever", str(encoder_folder)]) == 0
+    assert store_command.main(["delete", str(path), second]) == 0
+    with Store.open(path) as held:
+        for kind in ("dense", "hybrid"):
+            (found,) = open_retriever(path, kind).search(["Who built the lighthouse?"], 9)
+            assert {held.at([i]).ids[0] for i in found[0].tolist()} == set(others)
 
 
 def test_building_again_changes_nothing(store: Path, encoder_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
