@@ -197,7 +197,7 @@ def test_an_unfinished_store_says_how_to_resume(store: Store) -> None:
     building = store.path.with_name("new.building")
     building.mkdir()
     settings = {**json.loads((store.path / "manifest.json").read_text())}
-    keys = ("fingerprint", "tokenizer_hash", "k", "D", "vocab_size", "max_passage_tokens", "corpus_hash")
+    keys = ("fingerprint", "tokenizer_hash", "k", "D", "vocab_size", "max_passage_tokens", "corpus_hash", "width")
     keys += ("passages_per_block", "shard_passages", "options", "corpus", "reader")
     (building / "settings.json").write_text(json.dumps({key: settings[key] for key in keys}))
     path = store.path.with_name("new")
