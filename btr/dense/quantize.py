@@ -109,11 +109,15 @@ class Quantizer:
 
 
 def learn_rotation(sample: Floats, rounds: int = ROUNDS, seed: int = 0) -> Floats:
-    """Turn a sample (N, D) until it lies near its signs: R minimising |sign(X R) - X R|, from a random rotation."""
+    """Turn a sample (N, D) until it lies near its signs: R minimising |sign(X R) - X R|, from a random rotation.
+
+    Fewer than D vectors leave directions of which nothing is known, and rounding would choose them: R is then the
+    random rotation itself.
+    """
     D = sample.shape[1]
     values = sample.astype(np.float64)
     rotation = np.linalg.qr(np.random.default_rng(seed).standard_normal((D, D)))[0]
-    for _ in range(rounds):
+    for _ in range(rounds if len(sample) >= D else 0):
         signs = np.where(values @ rotation > 0, 1.0, -1.0)
         left, _, right = np.linalg.svd(values.T @ signs)
         rotation = left @ right
