@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from btr.config import Mode
-from btr.t5 import Generation
+from btr.decoding import Generation
 
 
 @dataclass(frozen=True)

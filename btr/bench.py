@@ -36,7 +36,7 @@ BERT_SHAPES = {
 }
 Contenders = dict[str, Callable[[], tuple[Answer, float] | None]]
 Baseline = Callable[[str, Sequence[Passage], int], None]  # question, passages, new tokens
-PHASES = ("tokenize", "load", "expand", "encode", "project", "decode")
+PHASES = ("tokenize", "load", "expand", "encode", "merge", "decode")
 
 
 def parser() -> argparse.ArgumentParser:

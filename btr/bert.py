@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from btr import elementwise
 from btr.config import BertConfig
 
 
@@ -30,7 +31,7 @@ class Layer(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """Map hidden (R, T, D); mask bool (R, 1 or T, T), True where a token may look; None: everywhere."""
         hidden = self.attention_norm(hidden + self.out(self.attend(hidden, mask)))
-        return self.norm(hidden + self.wo(F.gelu(self.wi(hidden))))
+        return self.norm(hidden + self.wo(elementwise.gelu(self.wi(hidden))))
 
     def attend(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """Return what the heads gather, (R, T, D)."""

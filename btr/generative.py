@@ -8,6 +8,7 @@ from torch import Tensor
 
 from btr.answer import Answer, Memory, Stopwatch, read_off
 from btr.config import Mode
+from btr.decoding import greedy
 from btr.fid import FiD
 from btr.layout import MergedRows
 from btr.merge import Tokens, concatenate, shrink
@@ -42,30 +43,28 @@ class Generative:
         t5, held = self.model.t5, [holding for _, holding in memories]
         plain = [memory for memory, _ in memories if isinstance(memory, Tensor)]
         merged = [memory for memory, _ in memories if isinstance(memory, MergedRows)]
-        with watch("project"):
-            memory, seen = self._levels(merged, held) if merged else self._padded(plain)
-            projected = t5.decoder.project(memory)
+        with watch("merge" if merged else "decode"):
+            seen = self._levels(merged, held) if merged else [self._padded(plain)] * len(t5.decoder.layers)
         with watch("decode"):
-            proportional = not merged or merged[0].schedule.proportional
-            generation = t5.greedy(seen, projected, max_new_tokens, proportional)
+            generation = greedy(t5, seen, max_new_tokens, not merged or merged[0].schedule.proportional)
         eos = t5.config.eos_token_id
         return [
             read_off(generation, b, holding, self.tokenizer, eos, mode, watch.seconds) for b, holding in enumerate(held)
         ]
 
     @staticmethod
-    def _padded(memories: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the memories as (B, M, D), and their mask (B, M)."""
+    def _padded(memories: Sequence[Tensor]) -> Tokens:
+        """Return the memories side by side, (B, M, D)."""
         sizes = torch.tensor([len(states) for states in memories])
-        memory = torch.nn.utils.rnn.pad_sequence(list(memories), batch_first=True)
-        return memory, torch.arange(memory.shape[1])[None] < sizes[:, None]
+        together = len(memories) > 1  # padding copies
+        states = torch.nn.utils.rnn.pad_sequence(list(memories), batch_first=True) if together else memories[0][None]
+        return Tokens.of(states, sizes, 0)
 
     @staticmethod
-    def _levels(merged: Sequence[MergedRows], held: Sequence[Memory]) -> tuple[list[Tokens], list[Tokens]]:
+    def _levels(merged: Sequence[MergedRows], held: Sequence[Memory]) -> list[Tokens]:
         """Return what each decoder layer looks at, merged across the passages of each question."""
         counts = [len(holding.lengths) for holding in held]
         first = [sum(counts[:b]) for b in range(len(counts))]
         parts = [part for one in merged for part in one.parts]
         rows = [[start + n for n in batch] for start, one in zip(first, merged, strict=True) for batch in one.numbers]
-        levels = shrink(concatenate(parts, rows, counts), merged[0].schedule.decoder)
-        return levels, levels
+        return shrink(concatenate(parts, rows, counts), merged[0].schedule.decoder)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from btr.merge import MergedBits, Schedule, Tokens
 
-BATCH_TOKENS = 16384  # tokens of a batch in the encoder, padding counted
+BATCH_TOKENS = 2048  # tokens of a batch in the encoder, padding counted: what it makes on the way stays in the caches
 
 
 def length_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

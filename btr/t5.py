@@ -8,27 +8,24 @@ V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from btr.bias import PositionBias, mask_bias, memory_bias
+from btr import elementwise
+from btr.bias import PositionBias, mask_bias
 from btr.config import T5Config
 from btr.merge import Schedule, Tokens, merge
 
-Projected = list[tuple[Tensor, Tensor]]  # each layer's keys and values (B, H, M, d)
-
-
-def times(x: Tensor, y: Tensor) -> Tensor:
-    """Multiply; into x, which nothing else may hold, where no gradient needs it: new memory costs more than the sum."""
-    return x * y if torch.is_grad_enabled() else x.mul_(y)
-
 
 def added(x: Tensor, hidden: Tensor) -> Tensor:
-    """Add hidden to x; into x, as in `times`, where both are of one precision (under autocast the stream is wider)."""
+    """Add hidden to x; into x, which nothing else may hold, where no gradient needs it: new memory costs more.
+
+    Under autocast the stream is wider, and x stays.
+    """
     return hidden + x if torch.is_grad_enabled() or x.dtype != hidden.dtype else x.add_(hidden)
 
 
@@ -45,9 +42,7 @@ class RMSNorm(nn.Module):
         return (hidden.float().pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        wide = hidden.float()
-        unit = wide * (wide.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
-        return times(unit.to(self.weight.dtype), self.weight)
+        return elementwise.rms_norm(hidden, self.weight, self.eps)
 
 
 class FeedForward(nn.Module):
@@ -61,8 +56,9 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = None if self.gate is None else F.gelu(self.gate(x), approximate="tanh")
-        return self.wo(self.dropout(F.relu(self.wi(x)) if gate is None else times(gate, self.wi(x))))
+        inner = self.wi(x)
+        inner = F.relu(inner) if self.gate is None else elementwise.gelu(self.gate(x), "tanh", inner)
+        return self.wo(self.dropout(inner))
 
 
 class Attention(nn.Module):
@@ -202,22 +198,8 @@ class Encoder(nn.Module):
         return replace(tokens, hidden=self.finish(tokens.hidden))
 
 
-@dataclass(frozen=True)
-class Generation:
-    """Greedy decoding of B answers.
-
-    tokens: int64 (B, S), padded after the end of sequence; log_probability: float32 (B, S), 0 where padded;
-    attention: float32 (B, M), cross-attention averaged over layers, heads and the steps before the end, rows sum to 1;
-        what a merged token got is divided evenly among the tokens of the original memory in it.
-    """
-
-    tokens: Tensor
-    log_probability: Tensor
-    attention: Tensor
-
-
 class Decoder(nn.Module):
-    """The decoder stack: all positions at once for training, one at a time with caches for answering."""
+    """The decoder stack, all positions of an answer at once; `btr.decoding` runs it one at a time."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -236,37 +218,6 @@ class Decoder(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, bias, memory, memory_bias)
         return self.dropout(self.norm(hidden))
-
-    def project(self, memory: Tensor | Sequence[Tokens]) -> Projected:
-        """Project memory to each layer's cross-attention keys and values, once per question.
-
-        memory: (B, M, D), or what each layer looks at after merging (`merge.shrink`).
-        """
-        seen = [memory] * len(self.layers) if isinstance(memory, Tensor) else [level.hidden for level in memory]
-        pairs = (layer.cross.keys_values(states) for layer, states in zip(self.layers, seen, strict=True))
-        return [(keys.contiguous(), values.contiguous()) for keys, values in pairs]
-
-    def step(
-        self, hidden: Tensor, bias: Tensor, cache: Projected, crossed: Projected, memory_bias: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Run position t on the embedded token (B, 1, D) under bias (1, H, 1, t+1), filling `cache` there.
-
-        Returns the output (B, 1, D) and the cross-attention (B, M), averaged over heads and summed over the layers that
-        share a memory bias, one for each of those.
-        """
-        t = bias.shape[-1] - 1
-        looked: dict[int, Tensor] = {}
-        layers = zip(self.layers, cache, crossed, memory_bias, strict=True)
-        for layer, (keys, values), (memory_keys, memory_values), seen in layers:
-            x = layer.attention_norm(hidden)
-            keys[:, :, t : t + 1], values[:, :, t : t + 1] = layer.attention.keys_values(x)
-            hidden = hidden + layer.attention.attend(x, keys[:, :, : t + 1], values[:, :, : t + 1], bias)
-            mixed, weights = layer.cross.attend_weights(layer.cross_norm(hidden), memory_keys, memory_values, seen)
-            hidden = hidden + mixed
-            hidden = hidden + layer.ffn(layer.ffn_norm(hidden))
-            share = weights.float().mean(1).squeeze(1)
-            looked[id(seen)] = looked[id(seen)].add_(share) if id(seen) in looked else share
-        return self.norm(hidden), list(looked.values())
 
 
 class T5(nn.Module):
@@ -293,7 +244,11 @@ class T5(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Map decoder output (B, S, D) to scores (B, S, V)."""
-        return self.head(hidden * self.config.d_model**-0.5 if self.config.scale_decoder_outputs else hidden)
+        return self.head(self.scaled(hidden))
+
+    def scaled(self, hidden: Tensor) -> Tensor:
+        """Scale decoder output for the head, as T5 1.0 does."""
+        return hidden * self.config.d_model**-0.5 if self.config.scale_decoder_outputs else hidden
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Encode rows (B, T) under a mask (B, T) or (B, T, T): plain T5, positions 0..T-1. Returns memory (B, T, D)."""
@@ -313,42 +268,3 @@ class T5(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Return scores (B, S, V) of labels given one row per question, as transformers' forward does."""
         return self.answer_logits(labels, self.encode(ids, mask), mask)
-
-    @torch.no_grad()
-    def greedy(
-        self, memory: Tensor | Sequence[Tokens], crossed: Projected, max_new_tokens: int, proportional: bool = True
-    ) -> Generation:
-        """Decode greedily from projected memory (`decoder.project`), max_new_tokens at most.
-
-        memory: its mask (B, M), or what each layer looks at after merging (`merge.shrink`), whose keys get the log of
-        their sizes if proportional.
-        """
-        seen = [memory] * len(self.decoder.layers) if isinstance(memory, Tensor) else list(memory)
-        levels = {id(level): level for level in seen}
-        made = {key: memory_bias(level, self.dtype, proportional) for key, level in levels.items()}
-        biases = [made[id(level)] for level in seen]
-        B, S, config = len(biases[0]), max_new_tokens, self.config
-        positions = torch.arange(S, device=biases[0].device)[None]
-        bias = self.decoder.position_bias(positions, positions)
-        shape = (B, config.num_heads, S, config.d_kv)
-        cache = [(bias.new_empty(shape), bias.new_empty(shape)) for _ in self.decoder.layers]
-        tokens = positions.new_full((B, S), config.pad_token_id)
-        scores, steps = bias.new_zeros((B, S), dtype=torch.float32), bias.new_zeros((B, 1), dtype=torch.float32)
-        attention = [steps.new_zeros(B, one.shape[-1]) for one in made.values()]
-        token = positions.new_full((B, 1), config.decoder_start_token_id)
-        going, count = positions.new_ones(B, dtype=torch.bool), 0
-        while count < S and going.any():
-            t, count = count, count + 1
-            row, embedded = bias[:, :, t:count, :count], self.embedding(token)
-            hidden, looked = self.decoder.step(embedded, row, cache, crossed, biases)
-            log_probability, best = self.logits(hidden)[:, 0].float().log_softmax(-1).max(-1)
-            tokens[:, t] = torch.where(going, best, config.pad_token_id)
-            scores[:, t] = log_probability * going
-            for total, part in zip(attention, looked, strict=True):
-                total += part / len(cache) * going[:, None]
-            steps += going[:, None]
-            going = going & (best != config.eos_token_id)
-            token = tokens[:, t:count]
-        pairs = zip(levels.values(), attention, strict=True)
-        shares = [level.spread(total) if isinstance(level, Tokens) else total for level, total in pairs]
-        return Generation(tokens[:, :count], scores[:, :count], sum(shares[1:], shares[0]) / steps.clamp(min=1))

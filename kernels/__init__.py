@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["backend", "expand", "hamming", "nearest", "nearest_k", "pack", "unpack", "use"]
+__all__ = [
+    "backend", "expand", "hamming", "look_up", "nearest", "nearest_k", "pack", "scale_rows", "unpack", "use",
+]  # fmt: skip
 
 _MODULES = {"numba": "btr.kernels.jit", "numpy": "btr.kernels.reference"}
 _name: str | None = None
@@ -122,6 +124,39 @@ def expand(
     return values
 
 
+def look_up(
+    values: NDArray[np.uint16], table: NDArray[np.float32], factors: NDArray[np.uint16] | None = None, threads: int = 1
+) -> None:
+    """Replace bfloat16 patterns, in place, by what table (65536,) has for each, times those in factors if given.
+
+    With a table of an activation's values that is the activation, rounded once, to nearest with ties to even; a NaN
+    leaves as 0x7fc0.  Runs on so many threads, if no other kernel does.
+    Raises ValueError unless values and factors are writable, C-contiguous uint16 of one size and table is float32.
+    """
+    flat = _patterns("values", values).reshape(-1)
+    if table.dtype != np.float32 or table.shape != (65536,):
+        raise ValueError(f"table is {table.dtype} {table.shape}, expected float32 (65536,): one value for each pattern")
+    times = None if factors is None else _patterns("factors", factors).reshape(-1)
+    if times is not None and times.size != flat.size:
+        raise ValueError(f"values has {flat.size} elements, factors {times.size}: give one factor for each")
+    _kernels().look_up(flat, table, times, threads)
+
+
+def scale_rows(
+    values: NDArray[np.uint16], scale: NDArray[np.float32], weight: NDArray[np.float32], threads: int = 1
+) -> None:
+    """Multiply bfloat16 patterns (M, D), in place, by scale (M,), round, multiply by weight (D,), and round again.
+
+    Rounding and threads as in `look_up`.
+    Raises ValueError unless values is writable, C-contiguous uint16 and the others are float32 of these shapes.
+    """
+    rows = _patterns("values", values)
+    if rows.ndim != 2:
+        raise ValueError(f"values has shape {rows.shape}, expected (M, D): reshape it to one row per token")
+    factors = [_floats("scale", scale, rows.shape[:1]), _floats("weight", weight, rows.shape[1:])]
+    _kernels().scale_rows(rows, *factors, threads)
+
+
 def hamming(a: ArrayLike, b: ArrayLike) -> NDArray[np.int32]:
     """Count the bits that differ between every row of a (M, W) and of b (P, W): int32 (M, P), exact for D < 2**31.
 
@@ -179,6 +214,14 @@ def _pair(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.uint64], NDArray[np.ui
     if rows.shape[1] != others.shape[1]:
         raise ValueError(f"a has {rows.shape[1]} words per row, b has {others.shape[1]}: compare tokens of the same D")
     return rows, others
+
+
+def _patterns(name: str, array: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    if array.dtype != np.uint16 or not (array.flags.c_contiguous and array.flags.writeable):
+        raise ValueError(
+            f"{name} is {array.dtype}, {array.flags}, expected writable C-contiguous uint16: copy it to such"
+        )
+    return array
 
 
 def _width(words: NDArray[np.uint64], D: int) -> int:

@@ -6,15 +6,18 @@ code is kept on disk where Numba finds a writable cache directory, and compiled 
 The loops are written for LLVM's vectoriser; what it needs is said beside each.  All release the interpreter lock.
 """
 
-import os
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, types
-from numba.extending import intrinsic
+from numba import prange, types
 from numpy.typing import NDArray
+
+from btr.kernels.compiled import Array, bits_of, compiled, gate, intrinsic_, njit_
+from btr.kernels.elementwise import look_up, scale_rows
+
+__all__ = [
+    "expand", "expand_bfloat16", "hamming", "look_up", "nearest", "nearest_k", "pack", "scale_rows", "unpack",
+]  # fmt: skip
 
 GRAIN = 64  # rows of a per task of a parallel loop
 # Words compared, about 0.1 s.  Where other work holds the cores, a parallel loop waits 4 to 8 ms for its threads.
@@ -25,38 +28,11 @@ NAN = np.float32(np.nan)
 ONE = np.uint64(1)
 FARTHEST = np.int32(2**31 - 1)
 
-# Numba reads no annotations: inside a kernel they are for the reader, and arrays and scalars go without a dtype.
-Array = Any
-_njit: Any = njit
-_intrinsic: Any = intrinsic
 
-
-def _compiled(**settings: bool) -> Callable[[Callable[..., Any]], Any]:
-    """Compile at the first call, cached on disk if Numba finds a place for it, to run without the interpreter lock."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        try:
-            return _njit(cache=True, nogil=True, **settings)(function)
-        except RuntimeError:  # no cache directory is writable
-            return _njit(nogil=True, **settings)(function)
-
-    return decorate
-
-
-@_intrinsic
+@intrinsic_
 def ctpop(_context: Any, _word: Any) -> Any:
     """Count the set bits of a uint64 with llvm.ctpop.i64, which vectorises (`np.bitwise_count` does not compile)."""
     return types.uint64(types.uint64), lambda context, builder, signature, args: builder.ctpop(args[0])
-
-
-@_intrinsic
-def bits_of(_context: Any, _value: Any) -> Any:
-    """Reinterpret a float32 as the uint32 of its bits."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], context.get_value_type(types.uint32))
-
-    return types.uint32(types.float32), generate
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:
@@ -66,7 +42,7 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
     return view
 
 
-@_compiled()
+@compiled()
 def _pack_rows(ordered: Array, top: Any, packed: Array) -> None:
     width = ordered.shape[1]
     for m in range(packed.shape[0]):
@@ -99,7 +75,7 @@ def pack(signs: NDArray[Any]) -> NDArray[np.uint64]:
     return packed
 
 
-@_compiled()
+@compiled()
 def _unpack_rows(packed: Array, signs: Array) -> None:
     width = signs.shape[1]
     for m in range(packed.shape[0]):
@@ -116,7 +92,7 @@ def unpack(packed: NDArray[np.uint64], width: int) -> NDArray[np.int8]:
     return signs
 
 
-@_njit(inline="always")
+@njit_(inline="always")
 def _value(word: Any, j: int, high: Any, low: Any, scale: Any) -> Any:
     # The bit is tested where it stands and both values are loaded: one masked blend per vector.  Shifting the bit down
     # and loading only the chosen value ran at a quarter of the speed.
@@ -124,14 +100,14 @@ def _value(word: Any, j: int, high: Any, low: Any, scale: Any) -> Any:
     return value if value == value else NAN
 
 
-@_njit(inline="always")
+@njit_(inline="always")
 def _fill(word: Any, m: int, first: int, count: int, high: Array, low: Array, scale: Any, values: Array) -> None:
     for j in range(count):
         d = first + j
         values[m, d] = _value(word, j, high[d], low[d], scale)
 
 
-@_njit(inline="always")
+@njit_(inline="always")
 def _fill_bfloat16(
     word: Any, m: int, first: int, count: int, high: Array, low: Array, scale: Any, values: Array
 ) -> None:
@@ -145,7 +121,7 @@ def _fill_bfloat16(
 # Full words apart from the last: a loop of a constant 64 steps has no remainder to test for, which is worth half as
 # much again in bfloat16.  No parallel loop: on two cores it gained nothing on 184 MB, where new pages set
 # the pace, and on 24 MB it saved 0.3 ms when both were free and lost 4 to 8 ms when they were not.
-@_compiled()
+@compiled()
 def _expand_rows(packed: Array, high: Array, low: Array, scale: Array, values: Array) -> None:
     full, rest = values.shape[1] // 64, values.shape[1] % 64
     for m in range(values.shape[0]):
@@ -155,7 +131,7 @@ def _expand_rows(packed: Array, high: Array, low: Array, scale: Array, values: A
             _fill(packed[m, full], m, 64 * full, rest, high, low, scale[m], values)
 
 
-@_compiled()
+@compiled()
 def _expand_bfloat16_rows(packed: Array, high: Array, low: Array, scale: Array, values: Array) -> None:
     full, rest = values.shape[1] // 64, values.shape[1] % 64
     for m in range(values.shape[0]):
@@ -202,7 +178,7 @@ def expand_bfloat16(
     return values
 
 
-@_compiled()
+@compiled()
 def _load_tile(b: Array, first: int, tile: Array) -> int:
     count = min(tile.shape[1], b.shape[0] - first)
     for p in range(count):
@@ -211,7 +187,7 @@ def _load_tile(b: Array, first: int, tile: Array) -> int:
     return count
 
 
-@_compiled()
+@compiled()
 def _count(a: Array, m: int, tile: Array, counts: Array) -> None:
     # Along p, not along w: a vector then holds 8 or 16 pairs, where W = 12 words would fill one and a half.
     for p in range(counts.size):
@@ -222,7 +198,7 @@ def _count(a: Array, m: int, tile: Array, counts: Array) -> None:
             counts[p] += np.int32(ctpop(word ^ tile[w, p]))
 
 
-@_compiled()
+@compiled()
 def _hamming_rows(start: int, stop: int, a: Array, b: Array, distance: Array) -> None:
     size = min(TILE, b.shape[0])
     tile, counts = np.zeros((b.shape[1], size), np.uint64), np.empty(size, np.int32)
@@ -235,7 +211,7 @@ def _hamming_rows(start: int, stop: int, a: Array, b: Array, distance: Array) ->
                 row[p] = counts[p]
 
 
-@_compiled()
+@compiled()
 def _find(counts: Array, value: Any) -> int:
     p = 0
     while counts[p] != value:
@@ -243,7 +219,7 @@ def _find(counts: Array, value: Any) -> int:
     return p
 
 
-@_compiled()
+@compiled()
 def _nearest_rows(start: int, stop: int, a: Array, b: Array, index: Array, distance: Array) -> None:
     size = min(TILE, b.shape[0])
     tile, counts = np.zeros((b.shape[1], size), np.uint64), np.empty(size, np.int32)
@@ -261,7 +237,7 @@ def _nearest_rows(start: int, stop: int, a: Array, b: Array, index: Array, dista
                 index[m] = first + _find(counts, least)
 
 
-@_compiled()
+@compiled()
 def _keep(index: Array, distance: Array, p: int, count: Any) -> None:
     # Insertion from the end: after those at the same distance, whose indices are lower.
     place = distance.size - 1
@@ -273,7 +249,7 @@ def _keep(index: Array, distance: Array, p: int, count: Any) -> None:
     index[place] = p
 
 
-@_compiled()
+@compiled()
 def _nearest_k_rows(start: int, stop: int, a: Array, b: Array, index: Array, distance: Array) -> None:
     size, last = min(TILE, b.shape[0]), distance.shape[1] - 1
     tile, counts = np.zeros((b.shape[1], size), np.uint64), np.empty(size, np.int32)
@@ -294,43 +270,36 @@ def _nearest_k_rows(start: int, stop: int, a: Array, b: Array, index: Array, dis
                             _keep(index[m], distance[m], first + p, counts[p])
 
 
-@_compiled(parallel=True)
+@compiled(parallel=True)
 def _hamming_tasks(a: Array, b: Array, distance: Array) -> None:
     rows = a.shape[0]
     for task in prange((rows + GRAIN - 1) // GRAIN):
         _hamming_rows(task * GRAIN, min(rows, (task + 1) * GRAIN), a, b, distance)
 
 
-@_compiled(parallel=True)
+@compiled(parallel=True)
 def _nearest_tasks(a: Array, b: Array, index: Array, distance: Array) -> None:
     rows = a.shape[0]
     for task in prange((rows + GRAIN - 1) // GRAIN):
         _nearest_rows(task * GRAIN, min(rows, (task + 1) * GRAIN), a, b, index, distance)
 
 
-@_compiled(parallel=True)
+@compiled(parallel=True)
 def _nearest_k_tasks(a: Array, b: Array, index: Array, distance: Array) -> None:
     rows = a.shape[0]
     for task in prange((rows + GRAIN - 1) // GRAIN):
         _nearest_k_rows(task * GRAIN, min(rows, (task + 1) * GRAIN), a, b, index, distance)
 
 
-# One parallel loop at a time: Numba's `workqueue` layer aborts the process on a second.  A forked child never gets the
-# gate and runs serially: the threads did not survive the fork, and Numba's OpenMP layer aborts when it notices.
-_gate = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _gate.acquire(blocking=False))
-
-
 def _run(serial: Any, parallel: Any, a: NDArray[np.uint64], b: NDArray[np.uint64], *results: NDArray[Any]) -> None:
     """Run a kernel over all rows of a: in parallel if the work is worth it and the gate is free."""
-    if a.size * len(b) < WORTHWHILE or not _gate.acquire(blocking=False):
+    if a.size * len(b) < WORTHWHILE or not gate.acquire(blocking=False):
         serial(0, len(a), _frozen(a), _frozen(b), *results)
         return
     try:
         parallel(_frozen(a), _frozen(b), *results)
     finally:
-        _gate.release()
+        gate.release()
 
 
 def hamming(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.int32]:

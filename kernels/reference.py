@@ -60,9 +60,37 @@ def expand_bfloat16(
 
     Values past the largest bfloat16 round to infinity, subnormals are kept, NaN is 0x7fc0.
     """
-    bits = expand(packed, mean, magnitude, scale).view(np.uint32)
+    return narrow(expand(packed, mean, magnitude, scale))
+
+
+def narrow(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Round float32 to bfloat16 patterns: to nearest, ties to even; every NaN becomes 0x7fc0."""
+    bits = values.view(np.uint32)
     # Adding just under half of the last kept place, plus one where that place is odd, carries exactly when it must.
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def widen(patterns: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return the float32 values of bfloat16 patterns."""
+    return (patterns.astype(np.uint32) << 16).view(np.float32)
+
+
+def look_up(
+    values: NDArray[np.uint16], table: NDArray[np.float32], factors: NDArray[np.uint16] | None, threads: int
+) -> None:
+    """Replace bfloat16 patterns by what table (65536,) has for them, times bfloat16 factors if given, rounded once."""
+    with np.errstate(all="ignore"):
+        found = table[values]
+        values[...] = narrow(found if factors is None else found * widen(factors))
+
+
+def scale_rows(
+    values: NDArray[np.uint16], scale: NDArray[np.float32], weight: NDArray[np.float32], threads: int
+) -> None:
+    """Multiply bfloat16 patterns (M, D) by scale (M,), round, multiply by weight (D,), and round again."""
+    with np.errstate(all="ignore"):
+        values[...] = narrow(widen(narrow(widen(values) * scale[:, None])) * weight)
 
 
 def hamming(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.int32]:

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"btr": "btr", "btr.kernels": "kernels", "btr.storage": "storage", "btr.train": "train"}
 MAX_LINES = 400
 
-MATHS = {f"btr.{name}" for name in ("config", "t5", "bias", "bert", "binarize", "fid", "span", "merge", "metrics")}
+MATHS = {f"btr.{name}" for name in "bert bias binarize config decoding elementwise fid merge metrics span t5".split()}
+KERNELS = {"btr.binarize", "btr.elementwise", "btr.merge"}  # the mathematics that kernels do
 COMMANDS = {f"btr.{name}" for name in ("__main__", "precompute", "serve", "store", "dense.__main__", "eval", "bench")}
 
 # module: (modules of ours, packages of others) that it and those below it may import, beside the standard library.
@@ -24,7 +25,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "btr.kernels": ({"btr.kernels"}, {"numpy", "numba"}),
     "btr.storage": ({"btr.storage"}, {"numpy", "lmdb", "bitarray"}),  # bitarray: which records are deleted
     **{name: (MATHS | {"btr.errors"}, {"torch", "numpy"}) for name in MATHS},
-    **{name: (MATHS | {"btr.errors", "btr.kernels"}, {"torch", "numpy"}) for name in ("btr.binarize", "btr.merge")},
+    **{
+        name: (MATHS | {"btr.errors", "btr.kernels"}, {"torch", "numpy"})
+        for name in ("btr.binarize", "btr.elementwise", "btr.merge")
+    },
 }
 # The reader knows the record that passages travel in (`Encoded`, where it is defined or used), and never a store.
 RECORD = {"btr.storage.encoded", "btr.storage.format"}

@@ -29,7 +29,7 @@ from btr.serve.schema import (
 from btr.serve.settings import Settings
 from btr.storage import Encoded, StoreError, UnknownId
 
-PHASES = ("retrieve", "load", "tokenize", "expand", "encode", "project", "decode")
+PHASES = ("retrieve", "load", "tokenize", "expand", "encode", "merge", "decode")
 CHARACTERS = 4  # per token of English: what an inline passage is taken to cost before it is tokenized
 # Questions of the sample corpus that the shipped reader answers, and the passage that answers each.
 EXAMPLES = {

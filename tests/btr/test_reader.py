@@ -20,12 +20,14 @@ from btr.answer import surface
 from btr.binarize import Known
 from btr.config import MODES, Mode
 from btr.corpus import Passage
+from btr.decoding import Generation, greedy
 from btr.errors import InputError
 from btr.fid import FiD
 from btr.layout import length_batches
+from btr.merge import Tokens
 from btr.reader import Reader
 from btr.storage import Encoded, Settings, Store, StoreWriter
-from btr.t5 import Decoder, RMSNorm
+from btr.t5 import T5, RMSNorm
 
 QUESTIONS = ["Who built the lighthouse?", "What do herons eat in hard winters, and where do they nest?", "salt"]
 EOS = 1
@@ -53,14 +55,13 @@ def joint(question: str, passage: Passage) -> str:
 def memory_of(reader: Reader, question: str, passages: Sequence[Passage] | Encoded, mode: Mode) -> Tensor:
     """Return what the decoder gets to see (tokens, D)."""
     seen: list[Tensor] = []
-    project = Decoder.project
 
-    def spy(self: Decoder, memory: Tensor) -> list[tuple[Tensor, Tensor]]:
-        seen.append(memory.clone())
-        return project(self, memory)
+    def spy(t5: T5, memory: Sequence[Tokens], *more: Any) -> Generation:
+        seen.append(memory[0].hidden.clone())
+        return greedy(t5, memory, *more)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Decoder, "project", spy)
+        patched.setattr("btr.generative.greedy", spy)
         reader.answer(question, passages, mode, max_new_tokens=1)
     return seen[0][0]
 
@@ -283,7 +284,7 @@ def test_answer_says_where_it_looked_and_how_long(reader: Reader, tiny_passages:
     assert [len(part) for part in answer.token_evidence] == reader.encode_passages(tiny_passages).lengths.tolist()
     shares = np.array([part.sum() for part in answer.token_evidence])
     assert shares.sum() < 1 and answer.evidence == pytest.approx(shares / shares.sum(), rel=1e-5)
-    phases = {"tokenize", "encode", "project", "decode"} | ({"expand"} if mode != "full" else set())
+    phases = {"tokenize", "encode", "decode"} | ({"expand"} if mode != "full" else set())
     assert set(answer.timings) == phases and all(seconds > 0 for seconds in answer.timings.values())
 
 

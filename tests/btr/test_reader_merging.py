@@ -1,16 +1,18 @@
 """Runtime merging through the reader: what it may not change, and that it shortens what is read."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
-import torch
 
 from btr.config import Mode
 from btr.corpus import Passage
+from btr.decoding import Generation, greedy
 from btr.errors import InputError
-from btr.merge import Schedule
+from btr.merge import Schedule, Tokens
 from btr.reader import Reader
-from btr.t5 import Decoder
+from btr.t5 import T5
 
 QUESTIONS = ["Who built the lighthouse?", "What do herons eat in hard winters, and where do they nest?", "salt"]
 MODES: tuple[Mode, ...] = ("float", "binary")
@@ -24,14 +26,12 @@ def reader(shape: str, tiny_readers: dict[str, Reader]) -> Reader:
 def seen_by(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Note how many tokens each decoder layer gets to look at, question after question."""
     seen: list[list[int]] = []
-    project = Decoder.project
 
-    def spy(self: Decoder, memory: object) -> object:
-        levels = [memory] * len(self.layers) if isinstance(memory, torch.Tensor) else [m.hidden for m in memory]  # type: ignore[attr-defined]
-        seen.append([level.shape[1] for level in levels])  # type: ignore[attr-defined]
-        return project(self, memory)  # type: ignore[arg-type]
+    def spy(t5: T5, memory: Sequence[Tokens], *more: Any) -> Generation:
+        seen.append([level.hidden.shape[1] for level in memory])
+        return greedy(t5, memory, *more)
 
-    monkeypatch.setattr(Decoder, "project", spy)
+    monkeypatch.setattr("btr.generative.greedy", spy)
     return seen
 
 

@@ -14,6 +14,8 @@ from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 from btr.bias import PositionBias, mask_bias
 from btr.checkpoint import load_t5
 from btr.config import T5Config
+from btr.decoding import greedy
+from btr.merge import Tokens
 from btr.names import hf_name
 from btr.t5 import T5
 
@@ -167,13 +169,18 @@ def generate(model: T5ForConditionalGeneration, batch: Batch, count: int) -> Ten
     return found[:, 1:]
 
 
+def seen_by_all(t5: T5, memory: Tensor, mask: Tensor) -> list[Tokens]:
+    """Let every decoder layer look at the same memory (B, M, D)."""
+    return [Tokens.of(memory, mask.sum(1), 0)] * len(t5.decoder.layers)
+
+
 @pytest.mark.parametrize("count", [1, 16])
 def test_greedy_answers_are_those_of_transformers(t5: T5, oracle: T5ForConditionalGeneration, count: int) -> None:
     ended = []
     for seed in range(4):
         batch = make_batch([25, 3, 60, 140, 11, 33], seed)
         memory = t5.encode(batch.ids, batch.mask)
-        tokens = t5.greedy(batch.mask, t5.decoder.project(memory), count).tokens
+        tokens = greedy(t5, seen_by_all(t5, memory, batch.mask), count).tokens
         assert tokens.tolist() == generate(oracle, batch, count).tolist()
         ended += (tokens == EOS).any(1).tolist()
         assert len({tuple(row) for row in tokens.tolist()}) > 1
@@ -188,7 +195,7 @@ def test_greedy_stops_when_every_answer_has_ended(t5: T5) -> None:
         hidden = eager.decoder(eager.embed(torch.tensor([[PAD]])), memory[:1], torch.ones(1, 1, dtype=torch.bool))[0, 0]
         eager.head.weight = torch.nn.Parameter(eager.head.weight.clone())
         eager.head.weight[EOS] = 10 * hidden
-    found = eager.greedy(torch.ones(2, 1, dtype=torch.bool), eager.decoder.project(memory), 16)
+    found = greedy(eager, seen_by_all(eager, memory, torch.ones(2, 1, dtype=torch.bool)), 16)
     assert found.tokens.tolist() == [[EOS], [EOS]]
     assert found.attention.tolist() == [[1.0], [1.0]]
 
@@ -197,7 +204,7 @@ def test_greedy_stops_when_every_answer_has_ended(t5: T5) -> None:
 def test_greedy_tells_probability_and_attention(t5: T5, oracle: T5ForConditionalGeneration) -> None:
     batch, eager = make_batch([25, 3, 60, 140, 11, 33], seed=1), copy.deepcopy(oracle)
     eager.set_attn_implementation("eager")
-    found = t5.greedy(batch.mask, t5.decoder.project(t5.encode(batch.ids, batch.mask)), 16)
+    found = greedy(t5, seen_by_all(t5, t5.encode(batch.ids, batch.mask), batch.mask), 16)
     kept = (found.tokens == EOS).cumsum(1) - (found.tokens == EOS).long() == 0  # up to the end of sequence and with it
     asked = {"input_ids": batch.ids, "attention_mask": batch.mask.long(), "labels": found.tokens}
     out = eager(**asked, output_attentions=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from btr.bias import mask_bias
 from btr.checkpoint import load_t5
 from btr.config import T5Config
+from btr.decoding import greedy
 from btr.merge import Schedule, Tokens, concatenate, merge, shrink
 from btr.t5 import T5, Attention
 
@@ -95,9 +96,9 @@ def test_merging_nothing_is_the_plain_encoder_and_decoder(t5: T5) -> None:
     found = t5.encoder.merging(Tokens.of(lower, LENGTHS, 5), k, schedule, normed)
     assert torch.equal(found.hidden, plain) and not found.merged
     levels = shrink(concatenate([found], [[0, 1, 2]], [1, 1, 1]), schedule.decoder)
-    expected = t5.greedy(MASK, t5.decoder.project(plain), 16)
+    expected = greedy(t5, [Tokens.of(plain, LENGTHS, 5)] * 3, 16)
     for proportional in (True, False):
-        same = t5.greedy(levels, t5.decoder.project(levels), 16, proportional)
+        same = greedy(t5, levels, 16, proportional)
         for name in ("tokens", "log_probability", "attention"):
             assert torch.equal(getattr(same, name), getattr(expected, name)), name
 
@@ -142,10 +143,10 @@ def test_answers_from_merged_equal_memory_are_those_from_all_of_it(t5: T5) -> No
     """Two questions, of two rows and of one; the decoder's layers look at less and less."""
     rows = t5.encoder.merging(make_doubled(t5), 0, NOTHING)
     memory = concatenate([rows], [[0, 1, 2]], [2, 1])
-    plain = t5.greedy(memory.mask, t5.decoder.project(memory.hidden), 12)
+    plain = greedy(t5, [memory] * 3, 12)
     levels = shrink(memory, (0.2, 0.0, 0.3))
     assert levels[0] is levels[1] and levels[2].lengths[0] < levels[0].lengths[0] < memory.lengths[0]
-    found, other = (t5.greedy(levels, t5.decoder.project(levels), 12, logs) for logs in (True, False))
+    found, other = (greedy(t5, levels, 12, logs) for logs in (True, False))
     assert torch.equal(found.tokens, plain.tokens)
     scores = t5.answer_logits(plain.tokens, memory.hidden, memory.mask)
     assert float((found.log_probability - plain.log_probability).abs().max()) <= 2 * tolerance(scores)

@@ -115,7 +115,7 @@ class FakeReader:
         count = len(source)
         evidence = np.full(count, 0.4 / max(count - 1, 1), np.float32)
         evidence[min(1, count - 1)] = 0.6
-        timings = {"tokenize": 0.001, "expand": 0.002, "encode": 0.003, "project": 0.004, "decode": 0.005}
+        timings = {"tokenize": 0.001, "expand": 0.002, "encode": 0.003, "merge": 0.004, "decode": 0.005}
         attention = [np.zeros(TOKENS, np.float32)] * count
         return SimpleNamespace(
             text="Ada Berg", score=-0.25, timings=timings, mode=mode, evidence=evidence, token_evidence=attention,

@@ -1,0 +1,53 @@
+"""Compile kernels with Numba, and let one parallel loop run at a time: what the modules of machine code share."""
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from numba import njit, types
+from numba.extending import intrinsic
+
+# Numba reads no annotations: inside a kernel they are for the reader, and arrays and scalars go without a dtype.
+Array = Any
+njit_: Any = njit
+intrinsic_: Any = intrinsic
+
+
+def compiled(**settings: bool) -> Callable[[Callable[..., Any]], Any]:
+    """Compile at the first call, cached on disk if Numba finds a place for it, to run without the interpreter lock."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return njit_(cache=True, nogil=True, **settings)(function)
+        except RuntimeError:  # no cache directory is writable
+            return njit_(nogil=True, **settings)(function)
+
+    return decorate
+
+
+@intrinsic_
+def bits_of(_context: Any, _value: Any) -> Any:
+    """Reinterpret a float32 as the uint32 of its bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(types.uint32))
+
+    return types.uint32(types.float32), generate
+
+
+@intrinsic_
+def float_of(_context: Any, _bits: Any) -> Any:
+    """Reinterpret a uint32 as the float32 of these bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(types.float32))
+
+    return types.float32(types.uint32), generate
+
+
+# One parallel loop at a time: Numba's `workqueue` layer aborts the process on a second.  A forked child never gets the
+# gate and runs serially: the threads did not survive the fork, and Numba's OpenMP layer aborts when it notices.
+gate = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: gate.acquire(blocking=False))
