@@ -1,4 +1,4 @@
-"""Draw an evaluation: accuracy against throughput and bytes (the paper's Figure 3), and its sweep (Figure 4)."""
+"""Draw an evaluation: accuracy against throughput and bytes (the paper's Figure 3), its sweep (Figure 4); a bench."""
 
 from pathlib import Path
 from typing import Any
@@ -134,3 +134,37 @@ def draw_sweep(axes: Any, rows: list[dict[str, Any]], name: str, title: str) -> 
     axes.set_xticks(counts)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
+
+
+def draw_bench(figures: dict[str, Any], path: str) -> None:
+    """Write the picture of a bench: seconds against the number of passages, and where they go at the largest."""
+    from matplotlib.figure import Figure
+
+    sizes = figures["sizes"]
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    lines, stacks = figure.subplots(1, 2)
+    counts = [size["passages"] for size in sizes]
+    for name in sizes[0]["rows"]:
+        rows = [size["rows"][name] for size in sizes]
+        middle = [row["seconds"] for row in rows]
+        arms = [[row["seconds"] - row["least"] for row in rows], [row["most"] - row["seconds"] for row in rows]]
+        lines.errorbar(counts, middle, yerr=arms, capsize=3, marker="o", label=name, color=COLOURS.get(name))
+    lines.set(xlabel="passages a question", ylabel="seconds a question", title="median; bars: least and most")
+    lines.set_xticks(counts)
+    lines.set_ylim(bottom=0)
+    lines.grid(alpha=0.3)
+    lines.legend()
+    rows = sizes[-1]["rows"]
+    left = dict.fromkeys(rows, 0.0)
+    for phase in dict.fromkeys(phase for row in rows.values() for phase in row["phases"]):
+        widths = [row["phases"].get(phase, 0.0) for row in rows.values()]
+        stacks.barh(list(rows), widths, left=list(left.values()), label=phase)
+        left = {name: left[name] + width for name, width in zip(rows, widths, strict=True)}
+    rest = [max(row["seconds"] - left[name], 0.0) for name, row in rows.items()]
+    stacks.barh(list(rows), rest, left=list(left.values()), color="#bbbbbb", label="not divided")
+    stacks.invert_yaxis()
+    stacks.set(xlabel="seconds a question", title=f"by phase, N={counts[-1]}")
+    stacks.legend(fontsize=8)
+    title = "{reader}, k {k}, rows of {row_tokens} tokens, {new_tokens} new, {questions} together, {dtype}"
+    figure.suptitle(title.format(**figures), fontsize=10)
+    figure.savefig(path, dpi=120)

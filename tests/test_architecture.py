@@ -14,9 +14,13 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"btr": "btr", "btr.kernels": "kernels", "btr.storage": "storage", "btr.train": "train"}
 MAX_LINES = 400
 
-MATHS = {f"btr.{name}" for name in "bert bias binarize config decoding elementwise fid merge metrics span t5".split()}
+MATHS = {f"btr.{name}" for name in ("bert", "bias", "binarize", "config", "decoding", "elementwise", "fid", "merge")}
+MATHS |= {f"btr.{name}" for name in ("metrics", "span", "t5")}
 KERNELS = {"btr.binarize", "btr.elementwise", "btr.merge"}  # the mathematics that kernels do
-COMMANDS = {f"btr.{name}" for name in ("__main__", "precompute", "serve", "store", "dense.__main__", "eval", "bench")}
+COMMANDS = {
+    f"btr.{name}"
+    for name in ("__main__", "precompute", "serve", "store", "dense.__main__", "eval", "bench", "contenders")
+}
 
 # module: (modules of ours, packages of others) that it and those below it may import, beside the standard library.
 # The longest name that fits decides.
