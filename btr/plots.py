@@ -6,7 +6,7 @@ from typing import Any
 from btr.errors import InputError
 
 SUFFIXES = (".png", ".pdf", ".svg")
-COLOURS = {"full": "#444444", "float": "#1f77b4", "binary": "#d62728"}
+COLOURS = {"full": "#444444", "float": "#1f77b4", "binary": "#d62728", "transformers": "#9467bd", "merged": "#ff7f0e"}
 MARKS = ("o", "s", "^", "D", "v", "P")  # one for each reader
 TITLES = {"em": "exact match, %", "accuracy": "accuracy, %"}
 
