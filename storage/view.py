@@ -119,9 +119,10 @@ class View:
         bits = self.deleted[number]
         return bits is not None and bool(bits[record])
 
-    def first_deleted(self) -> int:
-        """Return the least ordinal whose passage is deleted; the number of ordinals if none is."""
-        found = (self.starts[n] + bits.find(True) for n, bits in enumerate(self.deleted) if bits is not None)
+    def first_deleted(self, start: int = 0) -> int:
+        """Return the least deleted ordinal from shard `start` on; the number of ordinals if there is none."""
+        deleted = list(enumerate(self.deleted))[start:]
+        found = (self.starts[n] + bits.find(True) for n, bits in deleted if bits is not None)
         return next(found, self.starts[-1])
 
     def live(self, number: int) -> np.ndarray:

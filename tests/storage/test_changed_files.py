@@ -86,7 +86,7 @@ def test_length_is_asked_for_before_each_record(tmp_path: Path, write: Callable[
     with store._view.snapshot(0) as snapshot:
         assert snapshot.record(0).id == "p0"
         os.truncate(data, len(whole) + 4096)
-        with pytest.raises(WrongLength, match="has .* bytes, the manifest says"):
+        with pytest.raises(WrongLength, match=r"has .* bytes, the manifest says"):
             snapshot.record(1)
         os.truncate(data, len(whole))
         assert snapshot.record(1).id == "p1"

@@ -51,7 +51,7 @@ class FakeStore:
 
     def __init__(self, texts: Sequence[str] = TEXTS) -> None:
         self.texts = texts
-        self.manifest = SimpleNamespace(passages=len(texts), tokens=len(texts) * TOKENS)
+        self.manifest = SimpleNamespace(passages=len(texts), tokens=len(texts) * TOKENS, ordinals=len(texts))
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -76,6 +76,9 @@ class FakeStore:
 
 class FakeIndex:
     """Find the passages in the order 3 2 1 0, and none for a question of strange words."""
+
+    def __len__(self) -> int:
+        return len(TEXTS)
 
     def search(self, questions: Sequence[str], top: int) -> list[tuple[np.ndarray, np.ndarray]]:
         found = [] if "xyzzy" in questions[0] else [3, 2, 1, 0][:top]

@@ -218,7 +218,7 @@ def test_reload_changes_the_store_between_batches(
     kit: Any, port: int, desk: Any, reader: Any, busy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = kit.make_desk(reader, texts=("Ada Berg, new.",)).service.library
-    monkeypatch.setattr(Library, "open", lambda path, reader, name: Library(other.store, None))
+    monkeypatch.setattr(Library, "open", lambda path, reader, name, before: Library(other.store, None))
     waiting = busy.submit(kit.ask, port, ids=["p0"])
     wait_until(lambda: len(desk.queue) == 1)
     assert desk.reload()
