@@ -59,7 +59,7 @@ def create_app(desk: Desk) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        desk.queue.start()
+        desk.start()
         yield
         desk.draining = True
         await asyncio.to_thread(desk.queue.close, 5.0)
@@ -129,7 +129,9 @@ def _add_operation(app: FastAPI, desk: Desk) -> None:
 
     @app.get("/ready")
     async def ready() -> dict[str, str]:
-        """Tell whether new questions are taken: the reader is loaded, the store open, and nobody asked to stop."""
+        """Tell whether new questions are taken: the reader is loaded and warm, and nobody asked to stop."""
+        if not desk.warm and not desk.draining:
+            raise RequestError(503, "the reader warms up; questions wait in line until then", "warming_up", 1)
         if not desk.ready:
             raise RequestError(503, "the server is shutting down", "draining", 5)
         return {"status": "ready"}

@@ -28,9 +28,11 @@ class ClientLeft(Exception):
 class Desk:
     """Where requests come in: the service, its queue and its numbers."""
 
-    def __init__(self, service: Service, keys: Keys | None = None) -> None:
+    def __init__(self, service: Service, keys: Keys | None = None, *, warm: bool = True) -> None:
+        """Take questions from the start; without `warm` the reader's thread answers one of its own before."""
         self.service, self.keys, self.metrics = service, keys or Keys(), Metrics()
-        self.draining = False
+        self.draining, self.warm = False, warm
+        self.fault: Exception | None = None  # why the server cannot go on
         self.queue = Queue(self._read, service.settings.queue, service.batch_tokens)
         self.metrics.watch("btr_queue_depth", "Questions in line", lambda: len(self.queue))
         self.metrics.watch("btr_reading", "Questions with the reader now", lambda: self.queue.reading)
@@ -39,8 +41,22 @@ class Desk:
 
     @property
     def ready(self) -> bool:
-        """Tell whether new questions are taken."""
-        return self.queue.alive and not self.draining
+        """Tell whether questions are answered and new ones taken."""
+        return self.warm and self.queue.alive and not self.draining
+
+    def start(self) -> None:
+        """Begin to read, the warm-up first; questions that come meanwhile stand in line."""
+        self.queue.start(lambda: None if self.warm else self._warm_up())
+
+    def _warm_up(self) -> None:
+        try:
+            self.service.warm_up()
+        except Exception as error:  # whatever it is, nobody's question would fare better
+            self.fault = error
+            self.queue.close()
+        else:
+            self.warm = True
+            _log.info("warm")
 
     def reload(self) -> bool:
         """Open the store, and read the keys, anew; on a fault log it, keep what is there, and return False."""

@@ -67,9 +67,9 @@ class Queue:
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Begin to read.  The thread does not keep the process alive."""
-        self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
+    def start(self, first: Callable[[], object] = lambda: None) -> None:
+        """Begin to read, after `first` in the same thread.  The thread does not keep the process alive."""
+        self._thread = threading.Thread(target=self._run, args=(first,), name="reader", daemon=True)
         self._thread.start()
 
     def close(self, wait: float = 0.0) -> None:
@@ -80,7 +80,7 @@ class Queue:
                 self._settle(job, RequestError(503, "the server is shutting down", "draining", 5))
             self._waiting.clear()
             self._changed.notify_all()
-        if self._thread is not None:
+        if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(wait)
 
     def __len__(self) -> int:
@@ -164,7 +164,8 @@ class Queue:
         fits = tokens + job.tokens <= self.batch_tokens and len(batch) < MOST_TOGETHER
         return fits and job.kind == batch[0].kind
 
-    def _run(self) -> None:
+    def _run(self, first: Callable[[], object]) -> None:
+        first()
         while batch := self._take():
             try:
                 results = self.read(batch)

@@ -70,13 +70,22 @@ class Service:
         """Passages in the store."""
         return len(self.library.store)
 
+    def check_mode(self) -> None:
+        """Refuse a store from which nothing can be answered in the mode that is the default; raises RequestError."""
+        found = self._try_choose(self.library, self._first())
+        if isinstance(found, Exception):
+            raise found
+
     def warm_up(self) -> None:
         """Answer one question, so that the first visitor does not wait for compilation and cold files."""
-        store = self.library.store
-        first = store.at([next(store.live())])
-        [result] = self.answer([AnswerRequest(question="What is this?", ids=[first.ids[0]])])
+        [result] = self.answer([self._first()])
         if isinstance(result, Exception):
             raise result
+
+    def _first(self) -> AnswerRequest:
+        """Return a question about the first passage."""
+        store = self.library.store
+        return AnswerRequest(question="What is this?", ids=[store.at([next(store.live())]).ids[0]])
 
     def reload(self) -> None:
         """Open what now stands at the store's path, and answer from it; where that fails nothing changes.

@@ -153,6 +153,6 @@ def test_signal_stops_the_server_cleanly(folder: Path, name: str) -> None:
             out, err = process.communicate(timeout=WAIT)
         finally:
             process.kill()
-    log = [json.loads(line) for line in err.splitlines()]
+    log = [entry for line in err.splitlines() if (entry := json.loads(line))["event"] != "warm"]
     assert (process.returncode, out, [entry["event"] for entry in log]) == (0, "", ["request", "draining"])
     assert (log[0]["route"], log[0]["status"], len(log[0]["request_id"])) == ("/health", 200, 32)
