@@ -87,7 +87,7 @@ class NewPassage(BaseModel):
 
 
 class UpsertRequest(BaseModel):
-    """Put passages into the store: new ids are added, known ones replaced, the same title and text left as they are."""
+    """New ids are added, known ones replaced; what has the same title and text is left as it is."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     passages: list[NewPassage] = Field(min_length=1, max_length=MOST_IDS)

@@ -134,6 +134,7 @@ def test_docs_list_every_route_and_load_nothing(kit: Any, port: int) -> None:
     document = kit.send(port, "GET", "/openapi.json")[2]
     assert status == 200 and "script" not in page and not re.search(r"(src|href)=.https?:", page)
     assert all(f"{path}</code>" in page for path in document["paths"]) and "merge_ratio" in page
+    assert page.count("<h3>NewPassage</h3>") == 1 and "`" not in page
     assert "style-src 'sha256-" in headers["content-security-policy"]
     assert {"429", "503", "401"} <= document["paths"]["/v1/answer"]["post"]["responses"].keys()
 

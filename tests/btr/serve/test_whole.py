@@ -163,15 +163,39 @@ def test_malformed_requests_are_never_the_server_s_fault(kit: Any, reader: Any) 
 
 
 @contextmanager
-def command(folder: Path, *flags: str) -> Iterator[tuple[Any, int]]:
+def command(folder: Path, *flags: str, store: str = "t5.btr") -> Iterator[tuple[Any, int]]:
     """Run the command, and give its process and port once it serves."""
-    words = [sys.executable, "-m", "btr.serve", "t5.btr", "--reader", "t5", "--port", "0", *flags]
+    words = [sys.executable, "-m", "btr.serve", store, "--reader", "t5", "--port", "0", *flags]
     with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             yield process, int(process.stdout.readline().rpartition(":")[2])
         finally:
             process.kill()
+
+
+def test_files_cut_under_the_server_do_not_kill_it(kit: Any, folder: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(folder / "t5.btr", tmp_path / "cut.btr")
+    (data,), (words,) = store.glob("shards/*/data.mdb"), store.glob("bm25/*/data.csc.index.npy")
+
+    def failed(port: int, method: str, path: str, **body: Any) -> str:
+        status, _, reply = kit.send(port, method, path, body or None)
+        assert status == 500 and str(tmp_path) not in json.dumps(reply)
+        return str(reply["error"]["code"])
+
+    with command(folder, store=str(store)) as (process, port):
+        kit.ask(port, ids=["p1"])
+        for file, ids in ((data, ["p1"]), (words, None)):
+            whole = file.read_bytes()
+            os.truncate(file, 0)
+            for _ in range(3):
+                assert failed(port, "POST", "/v1/answer", question=QUESTIONS[0], ids=ids) == "damaged_store"
+            if file == data:
+                assert failed(port, "GET", "/v1/passages/p1") == "damaged_store"
+            assert kit.send(port, "GET", "/health")[0] == 200
+            file.write_bytes(whole)  # the same file, whole again
+            assert kit.ask(port, question=QUESTIONS[0], ids=ids)["passages"]
+        assert process.poll() is None
 
 
 def test_killed_server_starts_again_and_drains_when_asked(kit: Any, folder: Path) -> None:
