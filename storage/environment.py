@@ -23,10 +23,9 @@ ORDINAL = struct.Struct("<Q")
 class Environment:
     """Hold the LMDB environment of one file in one process; it closes when the last store that uses it lets go."""
 
-    def __init__(self, folder: Path) -> None:
-        self.pid = os.getpid()
-        self._file = os.open(folder / DATA, os.O_RDONLY | os.O_CLOEXEC)  # to ask how long the mapped file is
-        weakref.finalize(self, os.close, self._file)
+    def __init__(self, folder: Path, file: tuple[int, int]) -> None:
+        """Open the file of this device and inode; use `shared_environment`."""
+        self.pid, self.file, self._path = os.getpid(), file, folder / DATA
         self.lmdb = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False, max_dbs=3)
         try:
             self.blocks, self.ids, self.meta = (
@@ -36,9 +35,16 @@ class Environment:
             self.lmdb.close()
             raise
 
-    def length(self) -> int:
-        """Return the bytes of the file that is mapped, whatever now stands at its path."""
-        return os.fstat(self._file).st_size
+    def length(self) -> int | None:
+        """Return the bytes of the file that is mapped; None if another stands at its path, for then it lives on whole.
+
+        By its path, not by a descriptor of its own: stores have hundreds of shards, processes 1,024 descriptors.
+        """
+        try:
+            now = os.stat(self._path)
+        except OSError:
+            return None
+        return now.st_size if (now.st_dev, now.st_ino) == self.file else None
 
 
 # LMDB refuses to open one file twice in a process, so stores of the same file share an environment.
@@ -60,7 +66,7 @@ def shared_environment(folder: Path) -> Environment:
             if found is not None:
                 found.lmdb.close()  # unmaps this process's copy; the parent keeps its own
             try:
-                _environments[file] = found = Environment(folder)
+                _environments[file] = found = Environment(folder, file)
             except lmdb.Error as error:
                 raise Corrupt(f"{folder / DATA}: {error}") from None
         return found
@@ -99,7 +105,7 @@ class Snapshot:
             WrongLength: it is not.
         """
         found, expected = self.environment.length(), self.shard.data_bytes
-        if found != expected:
+        if found is not None and found != expected:
             raise WrongLength(
                 f"{self.name}: {DATA} was changed under its readers and has {found} bytes, the manifest says "
                 f"{expected}; copy the shard again, beside it and with a rename"

@@ -21,7 +21,7 @@ from btr.serve.keys import Keys
 from btr.serve.library import Library
 from btr.serve.logs import write_json
 from btr.serve.schema import AnswerRequest, RequestError
-from btr.serve.server import Server, bind, refusal
+from btr.serve.server import Server, bind, raise_file_limit, refusal
 from btr.serve.service import Service
 from btr.serve.settings import DEFAULT_STORE, Settings, parse
 from btr.storage import Store, StoreError
@@ -110,6 +110,7 @@ def main(argv: list[str] | None = None) -> int:
             if dry_run:
                 print(json.dumps(settings.model_dump(mode="json"), indent=2))
                 return 0
+            raise_file_limit()
             service = load(settings)
             write_json()
             serve(service, keys, bound)

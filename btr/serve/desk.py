@@ -13,7 +13,7 @@ from btr.errors import InputError
 from btr.serve.edits import apply_edit, check_edit, edit_cost
 from btr.serve.keys import Keys
 from btr.serve.metrics import Metrics
-from btr.serve.queue import Job, Queue, Work, late
+from btr.serve.queue import Job, Queue, Result, Work, late
 from btr.serve.schema import AnswerRequest, AnswerResponse, Edit, EditResponse, RequestError
 from btr.serve.service import Service
 from btr.storage import StoreError
@@ -72,7 +72,7 @@ class Desk:
         self.metrics.reloads.labels("done").inc()
         return True
 
-    def _read(self, jobs: Sequence[Job]) -> list[AnswerResponse | Exception] | list[EditResponse]:
+    def _read(self, jobs: Sequence[Job]) -> Sequence[Result]:
         """Answer the jobs of a batch, or do the edit that one of them is; runs in the reader's thread."""
         asked = [job.work for job in jobs if isinstance(job.work, AnswerRequest)]
         if len(asked) < len(jobs):
@@ -87,8 +87,11 @@ class Desk:
         self.metrics.count_batch(answers, [job.begun - job.arrived for job in jobs])
         return results
 
-    def _edit(self, work: Edit) -> EditResponse:
-        reply = apply_edit(self.service, work)
+    def _edit(self, work: Edit) -> EditResponse | RequestError:
+        try:
+            reply = apply_edit(self.service, work)
+        except RequestError as refused:
+            return refused
         for kind in ("added", "replaced", "same", "cut", "deleted"):
             self.metrics.edits.labels(kind).inc(getattr(reply, kind))
         return reply
@@ -117,7 +120,7 @@ class Desk:
         [job] = self._put([asked])
         [result] = await self._wait(request, [_settle(job)])
         if isinstance(result, RequestError):
-            if result.code == "deadline_exceeded" and (job.future.running() or job.future.done()):
+            if result.code == "deadline_exceeded" and job.begun:
                 message = "no word from the store within the time allowed; the edit was begun and may yet be done"
                 result = RequestError(503, message, "unconfirmed", 1)
             raise result

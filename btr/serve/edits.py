@@ -13,7 +13,7 @@ from btr.errors import InputError
 from btr.living import put, tidy
 from btr.serve.schema import Edit, EditResponse, Removal, RequestError, UpsertRequest
 from btr.serve.service import CHARACTERS, Service, broken
-from btr.storage import BadPassage, DiskFull, StoreBusy, StoreError
+from btr.storage import BadPassage, Corrupt, DiskFull, StoreBusy, StoreError
 from btr.storage.format import id_key
 from btr.storage.living import Editor, edit
 
@@ -90,11 +90,11 @@ def _delete(editor: Editor, passage_id: str) -> dict[str, int]:
 def _tidy(editor: Editor) -> None:
     """Join small shards, but none that an index on the disk knows, nor while one is being built."""
     dense = editor.path / DENSE
-    state = read_state(dense) if is_finished(dense) else None
     try:
+        state = read_state(dense) if is_finished(dense) else None
         if state is not None or not dense.exists():
             tidy(editor, max(editor.manifest.indexed, state["passages"] if state else 0))
-    except (StoreError, OSError) as error:  # the edit itself is done
+    except (StoreError, InputError, OSError) as error:  # the edit itself is done
         _log.warning("small shards were not joined: %s", error)
 
 
@@ -107,10 +107,10 @@ def _refusal(error: Exception) -> RequestError:
         return RequestError(507, "the server's disk is full; nothing was changed", "disk_full")
     if isinstance(error, BadPassage):
         return RequestError(400, str(error), "invalid_value")
-    if isinstance(error, OSError):
-        _log.error("an edit failed: %s", error)
-        return RequestError(500, "the server cannot write to its store; its log says why", "not_writable")
-    return broken(error)
+    if isinstance(error, Corrupt):
+        return broken(error)
+    _log.error("an edit failed: %s", error)
+    return RequestError(500, "the server cannot change its store; its log says why", "not_writable")
 
 
 def _refresh(service: Service, path: Path) -> None:

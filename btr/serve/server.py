@@ -1,7 +1,9 @@
 """Listen, and leave in order: SIGTERM stops new questions, those under way are answered, then the process ends."""
 
 import logging
+import resource
 import socket
+from contextlib import suppress
 from time import monotonic
 from types import FrameType
 
@@ -20,6 +22,13 @@ _log = logging.getLogger("btr.serve")
 def refusal(host: str, port: int, error: OSError) -> InputError:
     """Say that the system does not let the server listen there."""
     return InputError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port")
+
+
+def raise_file_limit() -> None:
+    """Let the process open as many files as the system allows: shards, indices and connections take one each."""
+    with suppress(ValueError, OSError):
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def bind(host: str, port: int) -> socket.socket:

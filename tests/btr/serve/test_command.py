@@ -18,7 +18,7 @@ from btr.config import MODES
 from btr.corpus import Passage
 from btr.reader import Reader
 from btr.serve import AnswerRequest, Service, Settings, load, main, serve
-from btr.serve.schema import AnswerResponse
+from btr.serve.schema import AnswerResponse, RequestError
 from btr.storage import Store
 
 WAIT = 60  # seconds, for what takes a few on a machine with nothing else to do
@@ -113,6 +113,21 @@ def test_port_taken_while_the_reader_loads_is_refused(complaint: Complaint, monk
         monkeypatch.setattr(btr.serve, "load", load_slowly)
         monkeypatch.setattr(btr.serve, "serve", serve)
         assert "cannot listen on 127.0.0.1:" in complaint("whole", "--port", str(other.getsockname()[1]))
+
+
+def test_warm_up_that_fails_ends_the_server(complaint: Complaint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(service: Service) -> None:
+        raise RequestError(500, "nothing comes out", "internal_error")
+
+    monkeypatch.setattr(btr.serve, "serve", serve)
+    monkeypatch.setattr(Service, "warm_up", fail)
+    with pytest.raises(AssertionError, match=r"passages, model 1\.1"):  # it said where before it failed
+        complaint("whole")
+
+
+def test_store_that_cannot_be_written_is_not_editable(complaint: Complaint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert complaint("whole", "--editable").startswith("error: --editable: whole cannot be written to; ")
 
 
 @pytest.mark.parametrize("mode", MODES)

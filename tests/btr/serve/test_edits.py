@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,9 @@ def found(kit: Any, port: int, question: str) -> list[str]:
     return [] if status == 404 else [passage["id"] for passage in reply["passages"]]
 
 
-def test_next_answer_sees_what_was_put_replaced_and_deleted(kit: Any, live: tuple[Desk, int]) -> None:
+def test_next_answer_sees_what_was_put_replaced_and_deleted(
+    kit: Any, live: tuple[Desk, int], caplog: pytest.LogCaptureFixture
+) -> None:
     made, port = live
     assert found(kit, port, "otter") == []
     status, _, reply = put(kit, port, NEW, {"id": "p1", "text": "Ada Berg kept bees."}, method="POST")
@@ -79,7 +82,9 @@ def test_next_answer_sees_what_was_put_replaced_and_deleted(kit: Any, live: tupl
     status, _, reply = kit.send(port, "DELETE", "/v1/passages/new/1")
     assert (status, reply["deleted"], reply["passages"]) == (200, 1, 4)
     assert found(kit, port, "otter") == [] and kit.send(port, "GET", "/v1/passages/new/1")[0] == 404
-    assert kit.send(port, "DELETE", "/v1/passages/new/1")[2]["error"]["code"] == "unknown_id"
+    with caplog.at_level(logging.ERROR, "btr.serve"):
+        assert kit.send(port, "DELETE", "/v1/passages/new/1")[2]["error"]["code"] == "unknown_id"
+    assert not caplog.records  # a refusal is nobody's failure
     text = kit.send(port, "GET", "/metrics")[2]
     assert 'btr_edits_total{kind="added"} 1.0' in text and 'btr_edits_total{kind="deleted"} 1.0' in text
     assert "btr_passages 4.0" in text and kit.send(port, "GET", "/info")[2]["editable"]
@@ -166,6 +171,26 @@ def test_edit_that_outlasts_its_time_is_not_called_undone(
     assert (status, reply["error"]["code"]) == (503, "unconfirmed")
     time.sleep(1)
     assert kit.send(live[1], "GET", "/v1/passages/new/1")[0] == 200
+
+
+def test_edit_that_was_not_begun_in_time_is_not_done(kit: Any, reader: Any) -> None:
+    made = kit.make_desk(reader, editable=True, timeout=0.3)
+    reader.gate.clear()
+    with kit.serving(made) as port, ThreadPoolExecutor() as pool:
+        first = pool.submit(kit.send, port, "POST", "/v1/answer", {"question": "Who?"})
+        while made.queue.reading == 0:
+            time.sleep(0.01)
+        status, _, reply = put(kit, port, NEW)
+        assert (status, reply["error"]["code"]) == (503, "deadline_exceeded")
+        reader.gate.set()
+        assert first.result()[0] == 503
+
+
+def test_store_that_is_gone_cannot_be_changed(kit: Any, live: tuple[Desk, int], store: Path) -> None:
+    store.rename(store.with_name("away.btr"))
+    status, _, reply = put(kit, live[1], NEW)
+    assert (status, reply["error"]["code"]) == (500, "not_writable") and str(store) not in json.dumps(reply)
+    assert found(kit, live[1], "lamp") == ["p1"]
 
 
 def test_many_edits_leave_few_shards_and_all_is_found(
