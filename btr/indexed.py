@@ -4,19 +4,21 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from btr.corpus import Passage
 from btr.errors import InputError
 from btr.progress import Progress
-from btr.retrieve import BM25, BM25Writer, Hits
+from btr.retrieve import BM25, BM25Writer, Hits, WordShard
 from btr.storage import Store
 from btr.storage.living import Editor
 from btr.storage.manifest import store_command
 
 INDEX = "bm25"
 BATCH = 1024  # passages read and indexed at a time
+MOST = 16_384  # passages that `Tail` keeps words of in memory
 
 
 class Index(Protocol):
@@ -61,8 +63,44 @@ class StoreIndex:
             asked *= 4
 
 
-def open_index(store: Store) -> StoreIndex | None:
+class Tail:
+    """Know the words of what a store got since its index was built, in memory, so that it is found at once.
+
+    Each of the store's shards is read once, however often the store changes and is opened again.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, int], WordShard] = {}  # by name and content, and where the tail begins
+
+    def extend(self, bm25: BM25, store: Store) -> BM25:
+        """Return the index with as many of the passages that follow as fit into MOST, all of a shard or none.
+
+        Raises:
+            Corrupt: a passage is damaged.
+        """
+        used: dict[tuple[str, str, int], WordShard] = {}
+        start, first, end = 0, len(bm25), min(len(bm25) + MOST, store.manifest.ordinals)
+        for shard in store.manifest.shards:
+            begin, start = max(start, first), start + shard.passages
+            if begin < start <= end:
+                key = shard.name, shard.content_hash, shard.passages - (start - begin)
+                known = self._known.get(key) or WordShard.of(read_words(store, begin, start), begin)
+                used[key] = replace(known, offset=begin)
+            elif start > end:
+                break
+        self._known = used
+        return bm25.extended(list(used.values()))
+
+
+def read_words(store: Store, first: int, end: int) -> list[Passage]:
+    """Return the passages of these ordinals to be indexed, deleted ones empty."""
+    return [passage for chunk in by_ordinal(store, first, end) for passage in chunk]
+
+
+def open_index(store: Store, tail: Tail | None = None) -> StoreIndex | None:
     """Open the index of a store; None if it has none.  Warns of passages that it does not know (StaleIndex).
+
+    tail: adds, in memory, the words of passages that are newer than the index on the disk.
 
     Raises:
         InputError: it is not of this store, or damaged.
@@ -76,7 +114,9 @@ def open_index(store: Store) -> StoreIndex | None:
     bm25 = BM25.open(folder)
     if len(bm25) != indexed:
         raise InputError(f"{folder} has {len(bm25)} passages, the store says {indexed}; build it anew with: {command}")
-    behind = store.manifest.ordinals - indexed
+    if tail is not None and store.manifest.options.get("text") is not False:
+        bm25 = tail.extend(bm25, store)
+    behind = store.manifest.ordinals - len(bm25)
     if behind:
         message = f"{folder} does not know the last {behind:,} passages of the store; build it anew with: {command}"
         warnings.warn(message, StaleIndex, stacklevel=2)
@@ -117,9 +157,9 @@ def _write(editor: Editor, folder: Path) -> None:
     report.show(last=True)
 
 
-def by_ordinal(store: Store, first: int = 0) -> Iterator[list[Passage]]:
+def by_ordinal(store: Store, first: int = 0, end: int | None = None) -> Iterator[list[Passage]]:
     """Yield the passages by ordinal, BATCH at a time; an empty one keeps the place of each that is deleted."""
-    count = store.manifest.ordinals
+    count = store.manifest.ordinals if end is None else end
     for start in range(first, count, BATCH):
         ordinals = range(start, min(start + BATCH, count))
         gone = store.deleted(ordinals)

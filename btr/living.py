@@ -1,7 +1,8 @@
-"""Bring passages into a store that exists: `btr store add` and `btr store upsert`."""
+"""Bring passages into a store that exists: `btr store add` and `btr store upsert`, and a few at a time over HTTP."""
 
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from bitarray import bitarray
@@ -10,12 +11,15 @@ from btr.corpus import Passage
 from btr.errors import InputError
 from btr.progress import Progress, say
 from btr.reader import Reader
-from btr.shards import Job, Source, jobs, write_shards
+from btr.shards import Job, Source, encode_chunk, jobs, write_shards
 from btr.storage import Shard
-from btr.storage.living import Editor
-from btr.storage.shard import SHARD, finished_shard
+from btr.storage.living import Editor, compact
+from btr.storage.shard import SHARD, ShardWriter, finished_shard
 from btr.storage.view import Reading
 from btr.survey import Corpus
+
+SMALL = 4096  # passages of a shard that `tidy` joins with others
+MANY = 16  # small shards at the end of a store that are left alone
 
 
 class Found:
@@ -61,11 +65,7 @@ def bring(
     corpus.check()
     source = Source(reader or manifest.reader or None, manifest.k, str(dtype))
     loaded = source.load()
-    if loaded.fingerprint != manifest.fingerprint:
-        raise InputError(
-            f"store {editor.path} was built by reader {manifest.fingerprint} ({manifest.reader or 'shipped with btr'}) "
-            f"and this reader is {loaded.fingerprint}; give the reader that built it with --reader"
-        )
+    _check_reader(editor, loaded)
     with editor.view.read() as reading:
         survey = corpus.survey(editor.path.parent, lambda passage: found.leaves_out(passage, reading, replace))
     origin = ("add", survey.hash, survey.skip.tolist())
@@ -85,6 +85,66 @@ def bring(
     added = sum(shard.passages for shard in shards) - replaced
     left = {"there": there, "same": same, "duplicates": len(survey.skip) - there - same, "empty": survey.empty}
     return {"added": added, "replaced": replaced, **left}
+
+
+def _check_reader(editor: Editor, reader: Reader) -> None:
+    manifest = editor.manifest
+    if reader.fingerprint != manifest.fingerprint:
+        raise InputError(
+            f"store {editor.path} was built by reader {manifest.fingerprint} ({manifest.reader or 'shipped with btr'}) "
+            f"and this reader is {reader.fingerprint}; give the reader that built it with --reader"
+        )
+
+
+def put(editor: Editor, reader: Reader, passages: Sequence[Passage]) -> dict[str, int]:
+    """Put a few passages, no two of one id, into a store by one commit; killed before that, it has changed nothing.
+
+    Returns how many were added, replaced, or there already with this title and text and left as they are; and how many
+    were cut to the reader's limit.
+
+    Raises:
+        InputError: the reader is another, or a passage has no text.
+        StoreError: the store cannot be written.
+    """
+    _check_reader(editor, reader)
+    found = Found(editor.manifest.ordinals)
+    with editor.view.read() as reading:
+        new = [passage for passage in passages if not found.leaves_out(passage, reading, replace=True)]
+    if not new:
+        return {"added": 0, "replaced": 0, "same": len(passages), "cut": 0}
+    [folder] = editor.folders(1, "put")
+    try:
+        shard, cut = _write(folder, editor, reader, new)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    editor.commit([*editor.delete(found.replaced.search(bitarray("1"))), shard])
+    replaced = found.replaced.count()
+    return {"added": len(new) - replaced, "replaced": replaced, "same": len(passages) - len(new), "cut": cut}
+
+
+def _write(folder: Path, editor: Editor, reader: Reader, passages: Sequence[Passage]) -> tuple[Shard, int]:
+    """Write passages as a shard; returns it, and how many were cut."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed call
+    ids, cut = reader.passage_ids([(passage.title, passage.text) for passage in passages])
+    keep_text = editor.manifest.options.get("text") is not False
+    kept = [passage if keep_text else Passage(passage.id, passage.title, "") for passage in passages]
+    with ShardWriter(folder, editor.manifest.settings) as writer:
+        writer.append(encode_chunk(reader, kept, ids, lambda passages, tokens: None), len(passages), cut)
+        return writer.finish({"put": len(passages)}), cut
+
+
+def tidy(editor: Editor, known: int) -> None:
+    """Join the small shards at the end of a store when they are many: a thousand edits are not to be a thousand files.
+
+    known: ordinals below this stand in an index and do not move.
+    """
+    shards, starts = editor.manifest.shards, editor.view.starts
+    first = len(shards)
+    while first and shards[first - 1].passages <= SMALL and starts[first - 1] >= known:
+        first -= 1
+    if len(shards) - first > MANY:
+        compact(editor, first)
 
 
 def _encode(work: list[Job], source: Source, workers: int, reader: Reader) -> list[Shard]:

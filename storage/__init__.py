@@ -13,6 +13,7 @@ from .errors import (
     StoreError,
     StoreExists,
     UnknownId,
+    WrongLength,
 )
 from .format import Settings
 from .manifest import FORMAT_VERSION, Manifest, Shard
@@ -41,4 +42,5 @@ __all__ = [
     "StoreExists",
     "StoreWriter",
     "UnknownId",
+    "WrongLength",
 ]

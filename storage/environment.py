@@ -10,7 +10,7 @@ from typing import Self
 
 import lmdb
 
-from .errors import BadPassage, Corrupt
+from .errors import BadPassage, Corrupt, WrongLength
 from .format import Record, Settings, check_block, id_key, read_record, record_view
 from .manifest import Shard
 
@@ -23,18 +23,28 @@ ORDINAL = struct.Struct("<Q")
 class Environment:
     """Hold the LMDB environment of one file in one process; it closes when the last store that uses it lets go."""
 
-    def __init__(self, folder: Path) -> None:
-        self.pid = os.getpid()
+    def __init__(self, folder: Path, file: tuple[int, int]) -> None:
+        """Open the file of this device and inode; use `shared_environment`."""
+        self.pid, self.file, self._path = os.getpid(), file, folder / DATA
         self.lmdb = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False, max_dbs=3)
         try:
             self.blocks, self.ids, self.meta = (
                 self.lmdb.open_db(n, create=False) for n in (b"blocks", b"ids", b"meta")
             )
-            with self.lmdb.begin() as txn:
-                self.content = bytes(txn.get(CONTENT, db=self.meta) or b"").decode("ascii", "replace")
         except lmdb.Error:
             self.lmdb.close()
             raise
+
+    def length(self) -> int | None:
+        """Return the bytes of the file that is mapped; None if another stands at its path, for then it lives on whole.
+
+        By its path, not by a descriptor of its own: stores have hundreds of shards, processes 1,024 descriptors.
+        """
+        try:
+            now = os.stat(self._path)
+        except OSError:
+            return None
+        return now.st_size if (now.st_dev, now.st_ino) == self.file else None
 
 
 # LMDB refuses to open one file twice in a process, so stores of the same file share an environment.
@@ -56,21 +66,31 @@ def shared_environment(folder: Path) -> Environment:
             if found is not None:
                 found.lmdb.close()  # unmaps this process's copy; the parent keeps its own
             try:
-                _environments[file] = found = Environment(folder)
+                _environments[file] = found = Environment(folder, file)
             except lmdb.Error as error:
                 raise Corrupt(f"{folder / DATA}: {error}") from None
         return found
 
 
 class Snapshot:
-    """Read one shard within one transaction; all views given out die at its end.  Numbers count within the shard."""
+    """Read one shard within one transaction; all views given out die at its end.  Numbers count within the shard.
+
+    A file that is cut short under its map would kill the process by SIGBUS at the next touch of what is gone. So its
+    length is asked for before each record; what is left is the time from there to the end of reading it.
+    """
 
     def __init__(self, environment: Environment, settings: Settings, shard: Shard, store: Path) -> None:
         self.environment = environment  # keeps it open, whatever the store does meanwhile
         self.settings = settings
         self.shard = shard
         self.name = f"store {store}, shard {shard.name}"
+        self.check_length()
         self.txn = environment.lmdb.begin(buffers=True)
+        try:
+            self._check_content()
+        except BaseException:
+            self.txn.abort()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -78,12 +98,39 @@ class Snapshot:
     def __exit__(self, *exception: object) -> None:
         self.txn.abort()
 
+    def check_length(self) -> None:
+        """Refuse to touch the map of a file that is not as long as it was.
+
+        Raises:
+            WrongLength: it is not.
+        """
+        found, expected = self.environment.length(), self.shard.data_bytes
+        if found is not None and found != expected:
+            raise WrongLength(
+                f"{self.name}: {DATA} was changed under its readers and has {found} bytes, the manifest says "
+                f"{expected}; copy the shard again, beside it and with a rename"
+            )
+
+    def _check_content(self) -> None:
+        """Refuse a file that is another shard, or that another was written over."""
+        try:
+            stored = self.txn.get(CONTENT, db=self.environment.meta)
+        except lmdb.Error as error:
+            raise Corrupt(f"{self.name}: {error}") from None
+        found = bytes(stored or b"").decode("ascii", "replace")
+        if found != self.shard.content_hash:
+            raise Corrupt(
+                f"{self.name}: its content hash is {found!r}, the manifest says {self.shard.content_hash!r}; if the "
+                "store was replaced since it was opened, open it again"
+            )
+
     def find(self, passage_id: str) -> int | None:
         """Return the number of the record of a passage, or None if the shard does not hold it.
 
         Raises:
             Corrupt: the index of ids is damaged.
         """
+        self.check_length()
         try:
             value = self.txn.get(id_key(passage_id), db=self.environment.ids)
         except BadPassage:
@@ -111,6 +158,7 @@ class Snapshot:
             for key, value in self.txn.cursor(db=self.environment.ids):
                 passage_id = str(key, "utf-8")
                 yield passage_id, self._number(value, passage_id)
+                self.check_length()
         except (lmdb.Error, UnicodeDecodeError) as error:
             raise Corrupt(f"{self.name}, index of ids: {error}") from None
 
@@ -120,6 +168,7 @@ class Snapshot:
         Raises:
             Corrupt: it is missing or damaged.
         """
+        self.check_length()
         try:
             block = self.txn.get(BLOCK_KEY.pack(number), db=self.environment.blocks)
             if block is None:

@@ -47,3 +47,7 @@ class UnknownId(StoreError):
 
 class Corrupt(StoreError):
     """Report bytes on disk that are not the bytes that were written."""
+
+
+class WrongLength(Corrupt):
+    """Report a data file that is not as long as it was: to read on in its map could kill the process by SIGBUS."""

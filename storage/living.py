@@ -152,19 +152,19 @@ def edit(path: str | os.PathLike[str]) -> Iterator[Editor]:
         editor.close()
 
 
-def compact(editor: Editor) -> tuple[int, int]:
+def compact(editor: Editor, start: int = 0) -> tuple[int, int]:
     """Drop deleted records, and join small neighbours; returns the shards written and the least ordinal that changed.
 
-    Ordinals above the first deleted one move down to close the gaps; the search index is then gone. Killed, it leaves
-    the store as it was.
+    Ordinals above the first deleted one move down to close the gaps; the search index is then gone, if it knew them.
+    Shards before number `start` stay as they are. Killed, it leaves the store as it was.
 
     Raises:
         DiskFull: there is no room for the shards to be written anew; the store is as it was.
     """
     manifest, settings = editor.manifest, editor.manifest.settings
-    groups = _groups(manifest)
-    moved = editor.view.first_deleted()
-    rewritten = [group for group in groups if not _stays(manifest, group)]
+    groups = [[number] for number in range(start)] + _groups(manifest, start)
+    moved = editor.view.first_deleted(start)
+    rewritten = [group for group in groups[start:] if not _stays(manifest, group)]
     if not rewritten:
         return 0, moved
     hashes = [[manifest.shards[n].content_hash + manifest.shards[n].deletions for n in group] for group in rewritten]
@@ -174,12 +174,11 @@ def compact(editor: Editor) -> tuple[int, int]:
     folders = iter(editor.folders(len(rewritten), "compact", hashes))
     shards: list[Shard] = []
     for group in groups:
-        if _stays(manifest, group):
+        if group[0] < start or _stays(manifest, group):
             shards += [manifest.shards[group[0]]]
         elif sum(manifest.shards[number].passages - manifest.shards[number].deleted for number in group):
             shards.append(_join(editor.view, group, next(folders), settings))
-    gone = moved < manifest.ordinals
-    editor.commit(shards, indexed=0 if gone else None)
+    editor.commit(shards, indexed=0 if moved < manifest.indexed else None)
     return len(rewritten), moved
 
 
@@ -187,11 +186,11 @@ def _stays(manifest: Manifest, group: Sequence[int]) -> bool:
     return len(group) == 1 and not manifest.shards[group[0]].deleted
 
 
-def _groups(manifest: Manifest) -> list[list[int]]:
+def _groups(manifest: Manifest, start: int) -> list[list[int]]:
     """Put neighbouring shards together while their passages fit into one; those of which nothing is left stay alone."""
     groups: list[list[int]] = []
     held = 0
-    for number, shard in enumerate(manifest.shards):
+    for number, shard in enumerate(manifest.shards[start:], start):
         count = shard.passages - shard.deleted
         if groups and count and held and held + count <= manifest.shard_passages:
             groups[-1].append(number)

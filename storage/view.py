@@ -11,7 +11,7 @@ import numpy as np
 
 from .deletions import read_deletions
 from .environment import DATA, Environment, Snapshot, shared_environment
-from .errors import Corrupt, StoreError
+from .errors import Corrupt, StoreError, WrongLength
 from .format import Record
 from .manifest import MANIFEST, SHARDS, Manifest, Shard, lock_manifest, precompute_command
 
@@ -76,12 +76,12 @@ class View:
         """Refuse a data file of another length before LMDB maps it: reading past its end would kill the process.
 
         Raises:
-            Corrupt: it is missing, or of another length.
+            WrongLength: it is missing, or of another length.
         """
         file = self.folder(shard) / DATA
         found = file.stat().st_size if file.is_file() else 0
         if found != shard.data_bytes:
-            raise Corrupt(
+            raise WrongLength(
                 f"{file} has {found} bytes, the manifest says {shard.data_bytes}; copy shard {shard.name} again, "
                 f"or mend it with: {self.cure()}"
             )
@@ -104,13 +104,9 @@ class View:
                 )
             self.check_length(shard)
             environment = shared_environment(self.folder(shard))
-            if environment.content != shard.content_hash:
-                raise Corrupt(
-                    f"store {self.path}, shard {shard.name}: its content hash is {environment.content!r}, the manifest "
-                    f"says {shard.content_hash!r}; if the store was replaced since it was opened, open it again"
-                )
-            self._environments[number] = environment
-        return Snapshot(environment, self.manifest, shard, self.path)
+        snapshot = Snapshot(environment, self.manifest, shard, self.path)
+        self._environments[number] = environment
+        return snapshot
 
     def locate(self, ordinal: int) -> tuple[int, int]:
         """Return the shard of an ordinal of the store, and the number of its record there."""
@@ -123,9 +119,10 @@ class View:
         bits = self.deleted[number]
         return bits is not None and bool(bits[record])
 
-    def first_deleted(self) -> int:
-        """Return the least ordinal whose passage is deleted; the number of ordinals if none is."""
-        found = (self.starts[n] + bits.find(True) for n, bits in enumerate(self.deleted) if bits is not None)
+    def first_deleted(self, start: int = 0) -> int:
+        """Return the least deleted ordinal from shard `start` on; the number of ordinals if there is none."""
+        deleted = list(enumerate(self.deleted))[start:]
+        found = (self.starts[n] + bits.find(True) for n, bits in deleted if bits is not None)
         return next(found, self.starts[-1])
 
     def live(self, number: int) -> np.ndarray:

@@ -14,6 +14,7 @@ What a store is searched with stands in STORE/retriever.json:
 
 import json
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from btr.checkpoint import write
 from btr.dense.index import Dense, best, is_finished
 from btr.errors import InputError
-from btr.indexed import StoreIndex, open_index
+from btr.indexed import StaleIndex, StoreIndex, Tail, open_index
 from btr.retrieve import BM25, Hits
 from btr.storage import Store
 from btr.storage.manifest import MANIFEST, store_command
@@ -109,8 +110,20 @@ class Retriever:
         hits = self._search(questions, top)
         if self.choice.threshold is None or self.dense is None:
             return hits
-        relevance = self.dense.score(questions, [ordinals for ordinals, _ in hits])
+        relevance = self._relevance(self.dense, questions, [ordinals for ordinals, _ in hits])
         return [keep(hit, found, self.choice.threshold) for hit, found in zip(hits, relevance, strict=True)]
+
+    @staticmethod
+    def _relevance(
+        dense: Dense, questions: Sequence[str], found: Sequence[NDArray[np.int64]]
+    ) -> list[NDArray[np.float32]]:
+        """Score what was found; what is newer than the dense index, which words alone can find, is worth reading."""
+        known = [ordinals < len(dense) for ordinals in found]
+        scores = dense.score(questions, [ordinals[old] for ordinals, old in zip(found, known, strict=True)])
+        relevance = [np.full(len(ordinals), np.inf, np.float32) for ordinals in found]
+        for values, old, score in zip(relevance, known, scores, strict=True):
+            values[old] = score
+        return relevance
 
     def _search(self, questions: Sequence[str], top: int) -> list[Hits]:
         if self.dense is None or self.bm25 is None:
@@ -145,12 +158,17 @@ def open_retriever(
     encoder: str | None = None,
     *,
     threshold: bool = True,
+    tail: Tail | None = None,
+    before: Retriever | None = None,
 ) -> Retriever:
     """Open what a store, or a folder of indices, is searched with; kind and encoder go before what is written in it.
 
     Of a store, what is deleted does not come back, and passages that BM25 does not know are warned of.
 
     threshold: leave out what is not worth reading, if that was calibrated, which holds for its kind and encoder alone.
+    tail: for a store that changes while it is searched: BM25 knows its newest passages too, and a dense index that does
+        not is warned of (StaleIndex).
+    before: opened earlier on the same store; its dense index and encoder are taken over if they are still the ones.
 
     Raises:
         InputError: an index is missing, damaged or of another number of passages, or the encoder of questions is not
@@ -166,21 +184,34 @@ def open_retriever(
     if not threshold or wanted != choice:
         wanted = replace(wanted, threshold=None)
     bm25 = (
-        None if wanted.kind == "dense" else open_words(store) if isinstance(store, Store) else BM25.open(path / WORDS)
+        None
+        if wanted.kind == "dense"
+        else open_words(store, tail)
+        if isinstance(store, Store)
+        else BM25.open(path / WORDS)
     )
-    dense = None if wanted.kind == "bm25" else Dense.open(path / DENSE, wanted.encoder)
+    dense = None if wanted.kind == "bm25" else open_dense(path / DENSE, wanted.encoder, before)
     others = store.manifest.ordinals if isinstance(store, Store) else len(bm25) if bm25 is not None else None
     if dense is not None and others not in (None, len(dense)):
         cure = f"bring it up to date with: python -m btr.retrieve build {path} --retriever {dense.plan.encoder}"
         kind = "the store" if isinstance(store, Store) else "BM25"
-        raise InputError(f"{path}: {kind} holds {others:,} passages, the dense index {len(dense):,}; {cure}")
+        message = f"{path}: {kind} holds {others:,} passages, the dense index {len(dense):,}; {cure}"
+        if tail is None or others is None or len(dense) > others:
+            raise InputError(message)
+        warnings.warn(message, StaleIndex, stacklevel=2)
     living = StoreIndex(dense, store) if dense is not None and isinstance(store, Store) else None
     return Retriever(wanted, bm25, dense, living)
 
 
-def open_words(store: Store) -> StoreIndex:
+def open_dense(folder: Path, encoder: str | None, before: Retriever | None) -> Dense:
+    """Open a dense index, or take over the one that was opened before, if it is still the same."""
+    known = before.dense if before is not None and before.choice.encoder == encoder else None
+    return known if known is not None and known.path == folder and known.is_current() else Dense.open(folder, encoder)
+
+
+def open_words(store: Store, tail: Tail | None = None) -> StoreIndex:
     """Open the BM25 index of a store; InputError if it has none."""
-    index = open_index(store)
+    index = open_index(store, tail)
     if index is None:
         raise InputError(f"store {store.path} has no index; {store_command('index', store.path)} builds it")
     return index

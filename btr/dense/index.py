@@ -19,7 +19,7 @@ from btr.dense.encoder import Encoder
 from btr.dense.quantize import Quantizer
 from btr.dense.writer import INDEX, PROGRESS, ROTATION, Plan, read_state, row_bytes
 from btr.errors import InputError
-from btr.retrieve import Hits
+from btr.retrieve import Hits, check_mapped
 
 Search = Literal["rescored", "binary", "float"]
 
@@ -40,6 +40,7 @@ class Dense:
         self.path, self.plan, self.encoder = path, plan, encoder
         self.quantizer = Quantizer.load(path / ROTATION)
         self._passages = passages
+        self._stamp = self._stat()
         self._files = {name: self._map(name, row) for name, row in row_bytes(self.quantizer, plan.floats).items()}
 
     @classmethod
@@ -63,6 +64,15 @@ class Dense:
         """Return the number of passages."""
         return self._passages
 
+    def is_current(self) -> bool:
+        """Tell whether the index on the disk is still the one that was opened."""
+        return is_finished(self.path) and self._stat() == self._stamp
+
+    def _stat(self) -> tuple[int, int]:
+        """Return what tells one state of the index from another."""
+        found = (self.path / INDEX).stat()
+        return found.st_ino, found.st_mtime_ns
+
     def search(self, questions: Sequence[str], top: int, how: Search = "rescored", candidates: int = 0) -> list[Hits]:
         """Find the best passages for each question: ordinals int64 (R,) and scores float32 (R,), best first.
 
@@ -83,6 +93,7 @@ class Dense:
         self, queries: NDArray[np.float32], top: int, how: Search = "rescored", candidates: int = 0
     ) -> list[Hits]:
         """Search for embedded questions (Q, D), as `search`."""
+        self._check_files()
         top = min(top, self._passages)
         if how == "float":
             return self._search_floats(queries, top)
@@ -98,8 +109,13 @@ class Dense:
         """Score given passages of each question by the codes, as `search` scores what it finds."""
         if not questions:
             return []
+        self._check_files()
         rotated = self.quantizer.rotate(self.encoder.embed(questions, "query"))
         return [self._score(query, row) for query, row in zip(rotated, ordinals, strict=True)]
+
+    def _check_files(self) -> None:
+        for file in self._files.values():
+            check_mapped(file)
 
     def _score(self, query: NDArray[np.float32], ordinals: NDArray[np.int64]) -> NDArray[np.float32]:
         codes = np.stack([self._files[f"codes-{code}.bin"][ordinals] for code in range(self.quantizer.codes)])

@@ -1,6 +1,7 @@
 """Serve answers from a store: an HTTP API and a page to ask it from."""
 
 import json
+import os
 import shlex
 import signal
 import socket
@@ -20,7 +21,7 @@ from btr.serve.keys import Keys
 from btr.serve.library import Library
 from btr.serve.logs import write_json
 from btr.serve.schema import AnswerRequest, RequestError
-from btr.serve.server import Server, bind, refusal
+from btr.serve.server import Server, bind, raise_file_limit, refusal
 from btr.serve.service import Service
 from btr.serve.settings import DEFAULT_STORE, Settings, parse
 from btr.storage import Store, StoreError
@@ -42,6 +43,8 @@ def check(settings: Settings) -> Keys:
         make = "corpus" if path == Path(DEFAULT_STORE) else f"CORPUS --store {shlex.quote(str(path))}"
         raise InputError(f"no store at {path}; make it with: python -m btr.precompute {make}")
     store = Store.open(path)
+    if settings.editable and not os.access(path, os.W_OK):
+        raise InputError(f"--editable: {path} cannot be written to; change its owner or rights, or serve without")
     if len(store) == 0:
         raise InputError(f"the store {path} has no passages")
     with warnings.catch_warnings():
@@ -53,34 +56,42 @@ def check(settings: Settings) -> Keys:
 
 
 def load(settings: Settings) -> Service:
-    """Load the reader, open the store it made and the store's index, and answer one question."""
+    """Load the reader, open the store it made and the store's index."""
     name = settings.reader
     reader = Reader.from_pretrained(name)
     library = Library.open(settings.store, reader, name or "")
     model = Path(name).resolve().name if name and Path(name).is_dir() else reader.name
     service = Service(reader, library, settings, model=model)
     try:
-        service.warm_up()
+        service.check_mode()
     except RequestError as error:  # nothing can be answered in this mode
         raise InputError(f"{settings.store}: {error}") from error
     return service
 
 
 def serve(service: Service, keys: Keys, bound: socket.socket) -> None:
-    """Print where, and serve until SIGTERM or SIGINT; SIGHUP reloads the store and the keys."""
+    """Print where, and serve until SIGTERM or SIGINT; SIGHUP reloads the store and the keys.
+
+    Raises:
+        InputError: the port is taken, or the first answer, which warms the reader up, failed.
+    """
     host, port = bound.getsockname()[:2]
     try:
         bound.listen(1024)
     except OSError as error:  # another server was bound to it too, and listened first
         raise refusal(host, port, error) from error
     host = f"[{host}]" if ":" in host else host
-    if not keys.digests and host not in ("127.0.0.1", "[::1]"):
-        print(f"warning: everybody who reaches {host}:{port} may ask; --keys-file gives it keys", file=sys.stderr)
-    desk = Desk(service, keys)
+    editable = service.settings.editable
+    if not keys.digests and (editable or host not in ("127.0.0.1", "[::1]")):
+        may = "ask, and change the store" if editable else "ask"
+        print(f"warning: everybody who reaches {host}:{port} may {may}; --keys-file gives it keys", file=sys.stderr)
+    desk = Desk(service, keys, warm=False)
     server = Server(desk, create_app(desk))
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=desk.reload, daemon=True).start())
     print(f"{service.passages:,} passages, model {service.model}: http://{host}:{port}", flush=True)
     server.run(sockets=[bound])
+    if desk.fault is not None:
+        raise InputError(f"{service.settings.store}: no question can be answered ({desk.fault})") from desk.fault
 
 
 def leave(signum: int, frame: FrameType | None) -> NoReturn:
@@ -99,6 +110,7 @@ def main(argv: list[str] | None = None) -> int:
             if dry_run:
                 print(json.dumps(settings.model_dump(mode="json"), indent=2))
                 return 0
+            raise_file_limit()
             service = load(settings)
             write_json()
             serve(service, keys, bound)

@@ -21,10 +21,13 @@ from btr.serve.schema import (
     BatchItem,
     BatchRequest,
     BatchResponse,
+    EditResponse,
     ErrorBody,
     ErrorReply,
+    Removal,
     RequestError,
     StoredPassage,
+    UpsertRequest,
     error_body,
 )
 
@@ -35,12 +38,15 @@ ABOUT = (
 WHY = {
     400: "a value is out of range",
     401: "no key, or a wrong one",
+    403: "the store may not be changed",
     404: "no such passage, model or address",
+    409: "another process changes the store, or its last passage would be deleted",
     413: "too large",
     422: "malformed",
     429: "the queue is full",
-    500: "the server failed, or a passage is damaged",
-    503: "shutting down, or out of time",
+    500: "the server failed, or a passage or file is damaged",
+    503: "warming up, shutting down, or out of time",
+    507: "the disk is full",
 }
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorReply, "description": why} for status, why in WHY.items()
@@ -53,7 +59,7 @@ def create_app(desk: Desk) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        desk.queue.start()
+        desk.start()
         yield
         desk.draining = True
         await asyncio.to_thread(desk.queue.close, 5.0)
@@ -65,6 +71,7 @@ def create_app(desk: Desk) -> FastAPI:
     app.add_middleware(Guard, desk=desk)
     add_errors(app, desk)
     _add_questions(app, desk)
+    _add_passages(app, desk)
     app.include_router(make_router(desk))
     _add_operation(app, desk)
     _add_pages(app, desk)
@@ -93,10 +100,23 @@ def _add_questions(app: FastAPI, desk: Desk) -> None:
                 items.append(BatchItem(error=ErrorBody(**error_body(result.status, result.message, result.code))))
         return BatchResponse(results=items)
 
+
+def _add_passages(app: FastAPI, desk: Desk) -> None:
     @app.get("/v1/passages/{passage_id:path}")
     async def passage(passage_id: str) -> StoredPassage:
         """Look up a passage of the store."""
         return await asyncio.to_thread(desk.service.passage, passage_id)
+
+    @app.post("/v1/passages")
+    @app.put("/v1/passages")
+    async def upsert(http: Request, request: UpsertRequest) -> EditResponse:
+        """Put passages into the store, if the server may change it (`--editable`): all of them or none."""
+        return await desk.edit(http, request)
+
+    @app.delete("/v1/passages/{passage_id:path}")
+    async def delete(http: Request, passage_id: str) -> EditResponse:
+        """Delete a passage from the store, if the server may change it (`--editable`)."""
+        return await desk.edit(http, Removal(passage_id))
 
 
 def _add_operation(app: FastAPI, desk: Desk) -> None:
@@ -109,7 +129,9 @@ def _add_operation(app: FastAPI, desk: Desk) -> None:
 
     @app.get("/ready")
     async def ready() -> dict[str, str]:
-        """Tell whether new questions are taken: the reader is loaded, the store open, and nobody asked to stop."""
+        """Tell whether new questions are taken: the reader is loaded and warm, and nobody asked to stop."""
+        if not desk.warm and not desk.draining:
+            raise RequestError(503, "the reader warms up; questions wait in line until then", "warming_up", 1)
         if not desk.ready:
             raise RequestError(503, "the server is shutting down", "draining", 5)
         return {"status": "ready"}
@@ -126,7 +148,8 @@ def _add_operation(app: FastAPI, desk: Desk) -> None:
         return {
             "version": __version__, "model": service.model, "family": service.reader.family,
             "fingerprint": service.reader.fingerprint, "passages": service.passages, "mode": service.mode,
-            "top": service.top, "queue": service.settings.queue, "timeout": service.settings.timeout,
+            "top": service.top, "editable": service.settings.editable, "unindexed": service.library.unindexed,
+            "queue": service.settings.queue, "timeout": service.settings.timeout,
             "limits": {name: getattr(service.settings, name) for name in limits},
         }  # fmt: skip
 

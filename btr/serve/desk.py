@@ -3,17 +3,18 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from time import monotonic
 from typing import Any
 
 from fastapi import Request
 
 from btr.errors import InputError
+from btr.serve.edits import apply_edit, check_edit, edit_cost
 from btr.serve.keys import Keys
 from btr.serve.metrics import Metrics
-from btr.serve.queue import Job, Queue, late
-from btr.serve.schema import AnswerRequest, AnswerResponse, RequestError
+from btr.serve.queue import Job, Queue, Result, Work, late
+from btr.serve.schema import AnswerRequest, AnswerResponse, Edit, EditResponse, RequestError
 from btr.serve.service import Service
 from btr.storage import StoreError
 
@@ -27,9 +28,11 @@ class ClientLeft(Exception):
 class Desk:
     """Where requests come in: the service, its queue and its numbers."""
 
-    def __init__(self, service: Service, keys: Keys | None = None) -> None:
+    def __init__(self, service: Service, keys: Keys | None = None, *, warm: bool = True) -> None:
+        """Take questions from the start; without `warm` the reader's thread answers one of its own before."""
         self.service, self.keys, self.metrics = service, keys or Keys(), Metrics()
-        self.draining = False
+        self.draining, self.warm = False, warm
+        self.fault: Exception | None = None  # why the server cannot go on
         self.queue = Queue(self._read, service.settings.queue, service.batch_tokens)
         self.metrics.watch("btr_queue_depth", "Questions in line", lambda: len(self.queue))
         self.metrics.watch("btr_reading", "Questions with the reader now", lambda: self.queue.reading)
@@ -38,8 +41,22 @@ class Desk:
 
     @property
     def ready(self) -> bool:
-        """Tell whether new questions are taken."""
-        return self.queue.alive and not self.draining
+        """Tell whether questions are answered and new ones taken."""
+        return self.warm and self.queue.alive and not self.draining
+
+    def start(self) -> None:
+        """Begin to read, the warm-up first; questions that come meanwhile stand in line."""
+        self.queue.start(lambda: None if self.warm else self._warm_up())
+
+    def _warm_up(self) -> None:
+        try:
+            self.service.warm_up()
+        except Exception as error:  # whatever it is, nobody's question would fare better
+            self.fault = error
+            self.queue.close()
+        else:
+            self.warm = True
+            _log.info("warm")
 
     def reload(self) -> bool:
         """Open the store, and read the keys, anew; on a fault log it, keep what is there, and return False."""
@@ -55,9 +72,12 @@ class Desk:
         self.metrics.reloads.labels("done").inc()
         return True
 
-    def _read(self, jobs: Sequence[Job]) -> list[AnswerResponse | Exception]:
-        """Answer the jobs of a batch; runs in the reader's thread."""
-        results = self.service.answer([job.work for job in jobs])
+    def _read(self, jobs: Sequence[Job]) -> Sequence[Result]:
+        """Answer the jobs of a batch, or do the edit that one of them is; runs in the reader's thread."""
+        asked = [job.work for job in jobs if isinstance(job.work, AnswerRequest)]
+        if len(asked) < len(jobs):
+            return [self._edit(job.work) for job in jobs if not isinstance(job.work, AnswerRequest)]
+        results = self.service.answer(asked)
         now = monotonic()
         for job, result in zip(jobs, results, strict=True):
             if isinstance(result, AnswerResponse):
@@ -67,13 +87,45 @@ class Desk:
         self.metrics.count_batch(answers, [job.begun - job.arrived for job in jobs])
         return results
 
-    def _put(self, asked: Sequence[AnswerRequest]) -> list[Job]:
+    def _edit(self, work: Edit) -> EditResponse | RequestError:
+        try:
+            reply = apply_edit(self.service, work)
+        except RequestError as refused:
+            return refused
+        for kind in ("added", "replaced", "same", "cut", "deleted"):
+            self.metrics.edits.labels(kind).inc(getattr(reply, kind))
+        return reply
+
+    def _put(self, asked: Sequence[Work]) -> list[Job]:
         if self.draining:
             raise RequestError(503, "the server is shutting down", "draining", 5)
         service, most = self.service, self.service.settings.timeout
         return self.queue.put(
-            [(one, service.cost(one), service.kind(one), min(most, one.timeout or most)) for one in asked]
+            [
+                (one, service.cost(one), service.kind(one), min(most, one.timeout or most))
+                if isinstance(one, AnswerRequest)
+                else (one, edit_cost(one), object(), most)  # read with nothing else
+                for one in asked
+            ]
         )
+
+    async def edit(self, request: Request, asked: Edit) -> EditResponse:
+        """Change the store; what it answers from next is the store as changed.
+
+        Raises:
+            RequestError: it is refused, or failed.
+            ClientLeft: nobody waits any more; it is done all the same if it was begun.
+        """
+        await asyncio.to_thread(check_edit, self.service, asked)
+        [job] = self._put([asked])
+        [result] = await self._wait(request, [_settle(job)])
+        if isinstance(result, RequestError):
+            if result.code == "deadline_exceeded" and job.begun:
+                message = "no word from the store within the time allowed; the edit was begun and may yet be done"
+                result = RequestError(503, message, "unconfirmed", 1)
+            raise result
+        assert isinstance(result, EditResponse)
+        return result
 
     async def ask(self, request: Request, asked: AnswerRequest) -> AnswerResponse:
         """Answer one question.
@@ -96,25 +148,31 @@ class Desk:
         """
         faults = [self._fault(one) for one in asked]
         jobs = iter(self._put([one for one, fault in zip(asked, faults, strict=True) if fault is None]))
-        answers = asyncio.gather(*(_settle(next(jobs)) if fault is None else _same(fault) for fault in faults))
-        gone = asyncio.create_task(_gone(request))
-        either: set[asyncio.Future[Any]] = {answers, gone}
-        try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not answers.done():
-                self.metrics.left.inc(len(asked))
-                raise ClientLeft
-            found = answers.result()
-        finally:
-            for task in either:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+        found: list[AnswerResponse | RequestError] = await self._wait(
+            request, [_settle(next(jobs)) if fault is None else _same(fault) for fault in faults]
+        )
         done = [one for one in found if isinstance(one, AnswerResponse)]
         if done:  # for the headers and the log
             request.state.waited = max(one.timings["queue"] for one in done)
             request.state.computed = max(one.timings["total"] - one.timings["queue"] for one in done)
         return found
+
+    async def _wait(self, request: Request, results: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+        """Wait for all results, as long as the client does; raises ClientLeft."""
+        answers = asyncio.gather(*results)
+        gone = asyncio.create_task(_gone(request))
+        either: set[asyncio.Future[Any]] = {answers, gone}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not answers.done():
+                self.metrics.left.inc(len(results))
+                raise ClientLeft
+            return answers.result()
+        finally:
+            for task in either:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
 
     def _fault(self, asked: AnswerRequest) -> RequestError | None:
         try:
@@ -128,7 +186,7 @@ async def _same(fault: RequestError) -> RequestError:
     return fault
 
 
-async def _settle(job: Job) -> AnswerResponse | RequestError:
+async def _settle(job: Job) -> AnswerResponse | EditResponse | RequestError:
     """Wait for a job until its deadline; given up, it leaves the line."""
     try:
         return await asyncio.wait_for(asyncio.wrap_future(job.future), max(0.0, job.deadline - monotonic()))

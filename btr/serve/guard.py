@@ -23,7 +23,6 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 OPEN = {"/", "/health", "/ready", "/docs", "/openapi.json"}  # without a key
-BODY_SECONDS = 30.0  # for each part of a body to come
 _log = logging.getLogger("btr.serve")
 
 
@@ -85,18 +84,21 @@ class Guard:
         return await self.app(scope, self._bounded(receive), send)
 
     def _bounded(self, receive: Receive) -> Receive:
-        """Bound the bytes of a body, and the time between its parts."""
-        most, seen, more = self.desk.service.settings.max_body_bytes, 0, True
+        """Bound the bytes of a body, and the time that it takes to come."""
+        settings, seen, more = self.desk.service.settings, 0, True
+        most, seconds = settings.max_body_bytes, settings.receive_timeout
+        until = asyncio.get_running_loop().time() + seconds
 
         async def bounded() -> Message:
             nonlocal seen, more
             if not more:  # what comes now is that the client leaves
                 return await receive()
             try:
-                async with asyncio.timeout(BODY_SECONDS):
+                async with asyncio.timeout_at(until):
                     message = await receive()
             except TimeoutError:
-                raise HTTPException(408, f"nothing of the body came for {BODY_SECONDS:.0f} seconds") from None
+                said = f"the body did not come within {seconds:g} seconds"
+                raise HTTPException(408, said, {"Connection": "close"}) from None
             seen, more = seen + len(message.get("body", b"")), message.get("more_body", False)
             if seen > most:
                 raise HTTPException(413, f"the body is over {most} bytes")

@@ -2,14 +2,14 @@
 
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from btr.dense.fusion import DENSE, open_retriever
+from btr.dense.fusion import DENSE, Retriever, open_retriever
 from btr.dense.index import is_finished
 from btr.errors import InputError
-from btr.indexed import Index, StaleIndex, open_index
+from btr.indexed import Index, StaleIndex, Tail, open_index
 from btr.reader import Reader
 from btr.storage import Store
 
@@ -20,12 +20,16 @@ class Library:
 
     store: Store
     index: Index | None
+    tail: Tail = field(default_factory=Tail)
 
     @classmethod
-    def open(cls, path: Path, reader: Reader | None = None, reader_name: str = "") -> Self:
+    def open(
+        cls, path: Path, reader: Reader | None = None, reader_name: str = "", before: "Library | None" = None
+    ) -> Self:
         """Open the store at `path`, of this reader if one is given, and read its first passage.
 
-        A link is followed once: what stands at `path` later is seen by the next `open`.
+        A link is followed once: what stands at `path` later is seen by the next `open`. What is the same as in the
+        library `before` is taken over from it.
 
         Raises:
             InputError: the store is empty or its index is damaged.
@@ -36,17 +40,26 @@ class Library:
         if len(store) == 0:
             raise InputError(f"the store {path} has no passages")
         first = store.at([next(store.live())])
-        index = index_of(store)
+        before = before if before is not None and before.store.path == real else None
+        tail = Tail() if before is None else before.tail
+        index = index_of(store, tail, before)
         if index is not None:
             index.search([f"{first.titles[0]} {first.texts[0]}"], 1)
-        return cls(store, index)
+        return cls(store, index, tail)
+
+    @property
+    def unindexed(self) -> int:
+        """Passages at the end of the store that no search finds; 0 of a store without index."""
+        return 0 if self.index is None else max(0, self.store.manifest.ordinals - len(self.index))
 
 
-def index_of(store: Store) -> Index | None:
+def index_of(store: Store, tail: Tail, before: Library | None) -> Index | None:
     """Open what a store is searched with, and warn if it has fallen behind."""
+    known = before.index if before is not None and isinstance(before.index, Retriever) else None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", StaleIndex)
-        index: Index | None = open_retriever(store) if is_finished(store.path / DENSE) else open_index(store)
+        dense = is_finished(store.path / DENSE)
+        index: Index | None = open_retriever(store, tail=tail, before=known) if dense else open_index(store, tail)
     for warning in caught:
         logging.getLogger("btr.serve").warning("%s", warning.message)
     return index

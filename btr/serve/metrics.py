@@ -32,6 +32,7 @@ class Metrics:
         self.tokens = Counter("btr_tokens_read", "Passage tokens read", registry=registry)
         self.bits = Counter("btr_bits_read", "Stored signs read", registry=registry)
         self.reloads = Counter("btr_reloads", "Reloads of the store by outcome", ["outcome"], registry=registry)
+        self.edits = Counter("btr_edits", "Passages added, replaced, ... by edits", ["kind"], registry=registry)
         ProcessCollector(registry=registry)
 
     def watch(self, name: str, about: str, read: Callable[[], float]) -> None:

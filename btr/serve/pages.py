@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from re import DOTALL, findall
+from re import sub as replace
 from typing import Any
 
 from btr.serve.guard import HEADERS
@@ -15,9 +16,12 @@ PAGE = Path(__file__).with_name("page.html")
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1.25rem; }
-h2 { font-size: 1.05rem; margin: 2rem 0 .3rem; } code { overflow-wrap: anywhere; }
+h2 { font-size: 1.05rem; margin: 2rem 0 .3rem; } h3 { font-size: .95rem; margin: 1rem 0 0; }
+code { overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 td { border-top: 1px solid #8886; padding: .25rem .75rem .25rem 0; vertical-align: top; overflow-wrap: anywhere; }
+td:last-child { white-space: nowrap; padding-right: 0; }
+@media (max-width: 30rem) { td code { font-size: .8rem; } }
 """
 
 
@@ -51,26 +55,47 @@ def _kind(schema: dict[str, Any]) -> str:
     return str(schema.get("type", "anything"))
 
 
+def _prose(text: str) -> str:
+    """Write a description as markup: what stands between backticks is code."""
+    return replace("`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
+def _named(schema: Any) -> list[str]:
+    """Return the names of the schemas that one refers to."""
+    if isinstance(schema, dict):
+        own = [_kind(schema)] if "$ref" in schema else []
+        return own + [name for value in schema.values() for name in _named(value)]
+    return [name for value in schema for name in _named(value)] if isinstance(schema, list) else []
+
+
 def _fields(schema: dict[str, Any]) -> str:
     rows = []
     for name, field in schema.get("properties", {}).items():
-        need = "required" if name in schema.get("required", ()) else f"default: {json.dumps(field.get('default'))}"
+        default = field.get("default")
+        need = "required" if name in schema.get("required", ()) else "optional"
+        need = need if default is None else f"default: {json.dumps(default)}"
         cells = (f"<code>{html.escape(name)}</code>", html.escape(_kind(field)), html.escape(need))
         rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    return f"<p>{html.escape(schema.get('description', ''))}</p><table>{''.join(rows)}</table>"
+    return f"<p>{_prose(schema.get('description', ''))}</p><table>{''.join(rows)}</table>"
 
 
 def render_docs(document: dict[str, Any]) -> tuple[str, str]:
     """Return the page that lists the routes of an OpenAPI document and the fields they take, and its policy."""
-    parts = []
+    parts: list[str] = []
+    shown: set[str] = set()
     for path, methods in document["paths"].items():
         for method, route in methods.items():
             parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>")
-            parts.append(f"<p>{html.escape(route.get('description', route.get('summary', '')))}</p>")
+            parts.append(f"<p>{_prose(route.get('description', route.get('summary', '')))}</p>")
             body = route.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
             if "$ref" in body:
-                parts.append(_fields(document["components"]["schemas"][_kind(body)]))
-    title, about = html.escape(document["info"]["title"]), html.escape(document["info"].get("description", ""))
+                schemas = document["components"]["schemas"]
+                parts.append(_fields(schemas[_kind(body)]))
+                new = [name for name in _named(schemas[_kind(body)]) if name not in shown]
+                shown |= {_kind(body), *new}
+                for name in dict.fromkeys(new):
+                    parts.append(f"<h3>{html.escape(name)}</h3>{_fields(schemas[name])}")
+    title, about = html.escape(document["info"]["title"]), _prose(document["info"].get("description", ""))
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -13,29 +13,33 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import count
 from time import monotonic
+from typing import Any
 
-from btr.serve.schema import AnswerRequest, AnswerResponse, RequestError
+from btr.serve.schema import AnswerRequest, AnswerResponse, Edit, EditResponse, RequestError
 
 PATIENCE = 5e-4  # seconds per token: 2,000 tokens let a question of a few pass that came a second later
 MOST_TOGETHER = 64  # questions of one batch
-Result = AnswerResponse | Exception
+Work = AnswerRequest | Edit
+Result = AnswerResponse | EditResponse | Exception
 _log = logging.getLogger("btr.serve")
 
 
 @dataclass(eq=False)
 class Job:
-    """A question in line.  Jobs of one kind may be read together; after the deadline nobody wants the answer.
+    """A question, or an edit of the store, in line.
+
+    Jobs of one kind may be read together; after the deadline nobody wants the answer.
 
     Times are seconds of `monotonic`.
     """
 
-    work: AnswerRequest
+    work: Work
     tokens: int
     kind: Hashable
     arrived: float
     deadline: float
     number: int
-    future: Future[AnswerResponse] = field(default_factory=Future)
+    future: Future[Any] = field(default_factory=Future)
     begun: float = 0.0
 
     def __lt__(self, other: "Job") -> bool:
@@ -63,9 +67,9 @@ class Queue:
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Begin to read.  The thread does not keep the process alive."""
-        self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
+    def start(self, first: Callable[[], object] = lambda: None) -> None:
+        """Begin to read, after `first` in the same thread.  The thread does not keep the process alive."""
+        self._thread = threading.Thread(target=self._run, args=(first,), name="reader", daemon=True)
         self._thread.start()
 
     def close(self, wait: float = 0.0) -> None:
@@ -76,7 +80,7 @@ class Queue:
                 self._settle(job, RequestError(503, "the server is shutting down", "draining", 5))
             self._waiting.clear()
             self._changed.notify_all()
-        if self._thread is not None:
+        if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(wait)
 
     def __len__(self) -> int:
@@ -98,7 +102,7 @@ class Queue:
         """Whole seconds until the line will be about half as long, 1 to 60."""
         return round(min(60.0, max(1.0, self.seconds_each * self.size / 2)))
 
-    def put(self, asked: Sequence[tuple[AnswerRequest, int, Hashable, float]]) -> list[Job]:
+    def put(self, asked: Sequence[tuple[Work, int, Hashable, float]]) -> list[Job]:
         """Let (work, tokens, kind, seconds until its deadline) stand in line, all or none.
 
         Raises:
@@ -160,7 +164,8 @@ class Queue:
         fits = tokens + job.tokens <= self.batch_tokens and len(batch) < MOST_TOGETHER
         return fits and job.kind == batch[0].kind
 
-    def _run(self) -> None:
+    def _run(self, first: Callable[[], object]) -> None:
+        first()
         while batch := self._take():
             try:
                 results = self.read(batch)

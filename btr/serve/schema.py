@@ -1,5 +1,6 @@
 """What is asked and answered over HTTP, field by field."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -74,6 +75,48 @@ class StoredPassage(BaseModel):
     title: str
     text: str
     tokens: int
+
+
+class NewPassage(BaseModel):
+    """Carry a passage for the store: of one id there is one, and a text over the reader's limit is cut to it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    id: Text
+    title: Text = ""
+    text: Text
+
+
+class UpsertRequest(BaseModel):
+    """New ids are added, known ones replaced; what has the same title and text is left as it is."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    passages: list[NewPassage] = Field(min_length=1, max_length=MOST_IDS)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Ask for a passage to be deleted."""
+
+    id: str
+
+
+Edit = UpsertRequest | Removal
+
+
+class EditResponse(BaseModel):
+    """Count what an edit did: all of it is done, and the next answer knows it.
+
+    `same` were there already; `cut` are longer than the reader reads, so that their ends are not read; `passages` are
+    those that the store has now; `unindexed` are those that a search cannot find until the index is built anew.
+    """
+
+    added: int = 0
+    replaced: int = 0
+    same: int = 0
+    cut: int = 0
+    deleted: int = 0
+    passages: int
+    unindexed: int
 
 
 class CitedPassage(BaseModel):

@@ -1,7 +1,9 @@
 """Listen, and leave in order: SIGTERM stops new questions, those under way are answered, then the process ends."""
 
 import logging
+import resource
 import socket
+from contextlib import suppress
 from time import monotonic
 from types import FrameType
 
@@ -10,14 +12,23 @@ from fastapi import FastAPI
 
 from btr.errors import InputError
 from btr.serve.desk import Desk
+from btr.serve.timed import timed_protocol
 
 GRACE = 1.0  # seconds in which /ready says 503 before the door is closed, so that a balancer can see it
+SPARE = 16  # connections past twice the requests that are let in, which the guard refuses in the usual shape
 _log = logging.getLogger("btr.serve")
 
 
 def refusal(host: str, port: int, error: OSError) -> InputError:
     """Say that the system does not let the server listen there."""
     return InputError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port")
+
+
+def raise_file_limit() -> None:
+    """Let the process open as many files as the system allows: shards, indices and connections take one each."""
+    with suppress(ValueError, OSError):
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -38,17 +49,20 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+def make_config(desk: Desk, app: FastAPI) -> uvicorn.Config:
+    """Return how uvicorn serves a desk."""
+    return uvicorn.Config(
+        app, http=timed_protocol(desk), ws="none", log_config=None, access_log=False, server_header=False,
+        lifespan="on", limit_concurrency=2 * desk.service.settings.connections + SPARE, timeout_graceful_shutdown=2,
+    )  # fmt: skip
+
+
 class Server(uvicorn.Server):
-    """Serve a desk.  The first signal drains it, a second one ends it at once."""
+    """Serve a desk.  The first signal drains it, a second one ends it at once; so does a fault of the desk."""
 
     def __init__(self, desk: Desk, app: FastAPI) -> None:
         self.desk, self.asked_to_leave = desk, 0.0
-        super().__init__(
-            uvicorn.Config(
-                app, log_config=None, access_log=False, server_header=False, lifespan="on",
-                limit_concurrency=2 * desk.service.settings.connections, timeout_graceful_shutdown=2,
-            )
-        )  # fmt: skip
+        super().__init__(make_config(desk, app))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; the loop looks at it ten times a second."""
@@ -58,6 +72,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Leave when the work under way is done, or its time is up."""
+        if self.desk.fault is not None:
+            self.should_exit = True
         if self.desk.draining and not self.should_exit:
             if not self.asked_to_leave:  # logged here: a signal comes in the middle of whatever request is at work
                 self.asked_to_leave = monotonic()

@@ -1,6 +1,7 @@
 """Answer questions from one reader and a library.  Of HTTP it knows the statuses of refusals."""
 
 import logging
+import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from btr.serve.schema import (
     StoredPassage,
 )
 from btr.serve.settings import Settings
-from btr.storage import Encoded, StoreError, UnknownId
+from btr.storage import Encoded, StoreError, UnknownId, WrongLength
 
 PHASES = ("retrieve", "load", "tokenize", "expand", "encode", "merge", "decode")
 CHARACTERS = 4  # per token of English: what an inline passage is taken to cost before it is tokenized
@@ -62,19 +63,29 @@ class Service:
         self.top = settings.top or min(reader.config.passages, settings.max_passages)
         given = settings.batch_tokens
         self.batch_tokens = given if given is not None else 16384 if reader.family == "generative" else 0
+        self._opening = threading.Lock()  # so that an older look at the store never follows a newer one
 
     @property
     def passages(self) -> int:
         """Passages in the store."""
         return len(self.library.store)
 
+    def check_mode(self) -> None:
+        """Refuse a store from which nothing can be answered in the mode that is the default; raises RequestError."""
+        found = self._try_choose(self.library, self._first())
+        if isinstance(found, Exception):
+            raise found
+
     def warm_up(self) -> None:
         """Answer one question, so that the first visitor does not wait for compilation and cold files."""
-        store = self.library.store
-        first = store.at([next(store.live())])
-        [result] = self.answer([AnswerRequest(question="What is this?", ids=[first.ids[0]])])
+        [result] = self.answer([self._first()])
         if isinstance(result, Exception):
             raise result
+
+    def _first(self) -> AnswerRequest:
+        """Return a question about the first passage."""
+        store = self.library.store
+        return AnswerRequest(question="What is this?", ids=[store.at([next(store.live())]).ids[0]])
 
     def reload(self) -> None:
         """Open what now stands at the store's path, and answer from it; where that fails nothing changes.
@@ -82,7 +93,17 @@ class Service:
         Raises:
             InputError, StoreError: it cannot be served by this reader.
         """
-        self.library = Library.open(Path(self.settings.store), self.reader, self.settings.reader or "")
+        with self._opening:
+            self._open(self.settings.store)
+
+    def refresh(self, path: Path) -> None:
+        """Answer from the newest state of the store at `path`, unless another has taken its place; as `reload`."""
+        with self._opening:
+            if self.library.store.path == path:
+                self._open(path)
+
+    def _open(self, path: Path) -> None:
+        self.library = Library.open(path, self.reader, self.settings.reader or "", self.library)
 
     def examples(self) -> list[str]:
         """Return questions that are worth a try: those of the sample corpus, if that is what the store holds."""
@@ -164,7 +185,7 @@ class Service:
         except RequestError as error:
             return error
         except Exception as error:
-            return _broken(error)
+            return broken(error)
 
     def _read(self, requests: Sequence[AnswerRequest], chosen: Sequence[Chosen]) -> list[Answer | Exception]:
         """Read questions together; if that fails, one by one, so that a bad one fails alone."""
@@ -188,7 +209,7 @@ class Service:
                 parts = zip(requests, chosen, strict=True)
                 return [answer for request, found in parts for answer in self._read([request], [found])]
             refused = isinstance(error, InputError)
-            return [RequestError(400, str(error), "invalid_value") if refused else _broken(error)]
+            return [RequestError(400, str(error), "invalid_value") if refused else broken(error)]
 
     def _respond(self, chosen: Chosen, answer: Answer, batch: int) -> AnswerResponse:
         tokens = sum(len(attention) for attention in answer.token_evidence)
@@ -228,9 +249,12 @@ class Service:
         return hits
 
 
-def _broken(error: Exception) -> RequestError:
+def broken(error: Exception) -> RequestError:
     """Log what failed, and say no more of it than its sender may know."""
     _log.error("a question failed", exc_info=error)
+    if isinstance(error, WrongLength):
+        message = "a file of the store was cut or replaced under the server; the log says which"
+        return RequestError(500, message, "damaged_store")
     if isinstance(error, StoreError):
         return RequestError(500, "a passage to be read is damaged in the store; the log says which", "damaged_passage")
     return RequestError(500, "the server failed; its log says how", "internal_error")
@@ -243,7 +267,7 @@ def _load(library: Library, ids: Sequence[str]) -> Encoded:
         names = ", ".join(repr(name[:80]) for name in error.ids[:5])
         raise RequestError(404, f"the store has no passage {names}", "unknown_id") from error
     except StoreError as error:
-        raise _broken(error) from error
+        raise broken(error) from error
 
 
 def _inline(passages: Sequence[InlinePassage]) -> tuple[Passage, ...]:

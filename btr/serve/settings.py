@@ -28,6 +28,7 @@ class Settings(BaseSettings):
     mode: Mode = Field("binary", description="how passages are read when a request does not say")
     top: Count | None = Field(None, description="passages read per question; default: the reader's own number")
     keys_file: Path | None = Field(None, description="API keys, one to a line; without it everybody may ask")
+    editable: bool = Field(False, description="let /v1/passages put passages into the store and delete them")
     queue: Count = Field(64, description="questions that may wait; one more is answered 429")
     batch_tokens: int | None = Field(
         None, ge=0, le=1 << 24,
@@ -36,10 +37,11 @@ class Settings(BaseSettings):
     )  # fmt: skip
     timeout: Seconds = Field(60.0, description="seconds a question may take, its wait included, before it is given up")
     shutdown_timeout: Seconds = Field(30.0, description="seconds for the work under way after SIGTERM")
+    receive_timeout: Seconds = Field(20.0, description="seconds for the head of a request to come, and for its body")
     connections: Count = Field(512, description="connections at a time; one more is answered 503")
     max_body_bytes: Count = Field(1 << 20, description="bytes of a request")
     max_question_chars: Count = Field(2000, description="characters of a question")
-    max_passages: Count = Field(100, description="passages read per question")
+    max_passages: Count = Field(100, description="passages read per question, or put into the store at a time")
     max_new_tokens: Count = Field(128, description="tokens of an answer")
     max_questions: Count = Field(32, description="questions of one batch request")
 
@@ -67,6 +69,8 @@ def make_parser() -> argparse.ArgumentParser:
             parser.add_argument("store", nargs="?", metavar="STORE", **keywords)
         elif name == "mode":
             parser.add_argument("--mode", choices=MODES, **keywords)
+        elif field.annotation is bool:
+            parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, **keywords)
         else:
             parser.add_argument(_flag(name), metavar="X", **keywords)
     return parser

@@ -1,18 +1,23 @@
 """What a store is searched with: fusion by rank, thresholds and their calibration, what is refused."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from btr import precompute
+from btr import store as store_command
 from btr.corpus import Passage
 from btr.dense.calibrate import choose, effect
 from btr.dense.encoder import Encoder
 from btr.dense.fusion import Choice, fuse, keep, open_retriever
 from btr.dense.writer import DenseWriter, Plan
 from btr.errors import InputError
+from btr.indexed import StaleIndex, Tail
 from btr.retrieve import BM25Writer
+from btr.storage import Store, WrongLength
 
 TEXTS = ("salt mules hills", "grey heron reeds", "harbour ships", "nine bridges mill", "heron frogs mice")
 PASSAGES = [Passage(str(n), "", text) for n, text in enumerate(TEXTS)]
@@ -127,3 +132,38 @@ def test_wrong_kind_and_stale_index_are_refused(store: Path) -> None:
     (store / "dense" / "index.json").write_text(json.dumps(state | {"passages": 4}))
     with pytest.raises(InputError, match="BM25 holds 5 passages, the dense index 4; bring it up to date"):
         open_retriever(store)
+
+
+def test_store_that_grew_is_searched_by_what_is_known(
+    reader_folder: Path, encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(name: str, passages: list[Passage]) -> str:
+        lines = [json.dumps({"id": p.id, "title": p.title, "text": p.text}) for p in passages]
+        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+        return str(tmp_path / name)
+
+    path, tail = tmp_path / "s.btr", Tail()
+    assert precompute.main([write("c", PASSAGES), "--reader", str(reader_folder), "--store", str(path)]) == 0
+    encoder = Encoder.from_pretrained(str(encoder_folder))
+    writer = DenseWriter.create_or_resume(path / "dense", Plan(str(encoder_folder), encoder.fingerprint, 64))
+    writer.append(PASSAGES, encoder)
+    writer.finish()
+    Choice("hybrid", None, 1e9).write(path)  # a threshold that no known passage reaches
+    first = open_retriever(Store.open(path), tail=tail)
+    assert len(first.search(["heron"], 3)[0][0]) == 1
+    assert store_command.main(["add", str(path), write("more", [Passage("5", "", "a heron of iron")])]) == 0
+    stale = "the store holds 6 passages, the dense index 5"
+    with pytest.warns(StaleIndex, match="the last 1 passages"), pytest.raises(InputError, match=stale):
+        open_retriever(Store.open(path))
+    with pytest.warns(StaleIndex, match=stale):
+        then = open_retriever(Store.open(path), tail=tail, before=first)
+    assert then.dense is first.dense  # neither mapped nor its encoder loaded again
+    assert 5 in then.search(["iron heron"], 3)[0][0].tolist()  # by its words, and read although nothing scores it
+    capsys.readouterr()
+
+
+def test_codes_cut_under_their_map_are_an_error(store: Path) -> None:
+    retriever = open_retriever(store, "dense")
+    os.truncate(store / "dense" / "codes-0.bin", 8)
+    with pytest.raises(WrongLength, match=r"codes-0\.bin was cut to 8 bytes of"):
+        retriever.search(["heron"], 1)

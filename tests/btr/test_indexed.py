@@ -8,8 +8,9 @@ import pytest
 
 from btr import precompute
 from btr import store as command
+from btr.corpus import Passage
 from btr.errors import InputError
-from btr.indexed import StaleIndex, open_index
+from btr.indexed import StaleIndex, Tail, open_index
 from btr.storage import NetworkFileSystem, Store, network
 
 Capture = pytest.CaptureFixture[str]
@@ -74,6 +75,38 @@ def test_add_upsert_and_index(path: Path, capsys: Capture) -> None:
     assert (found(path, "newword"), found(path, "heron"), found(path, "mark2")) == (["new"], ["p2"], [])
     with Store.open(path) as store:
         assert store.get(["p2"]).texts == ("heron",) and list(store.verify()) == []
+
+
+def test_tail_finds_what_the_index_does_not_know(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = write(path.with_name("more.jsonl"), {"new": "salt newword", "p2": "heron", "q": "heron salt"})
+    tail = Tail()
+
+    def search(question: str) -> list[str]:
+        store = Store.open(path)
+        index = open_index(store, tail)
+        assert index is not None and len(index) == store.manifest.ordinals
+        return list(store.at(index.search([question], 20)[0][0]).ids)
+
+    assert command.main(["upsert", str(path), more]) == 0
+    assert (search("newword"), search("heron"), search("mark2")) == (["new"], ["p2", "q"], [])
+    assert {"new", "q", "p0"} <= set(search("salt")) and "p2" not in search("salt")
+    read: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "btr.indexed.read_words", lambda store, first, end: read.append((first, end)) or [Passage("", "", "")]
+    )
+    assert command.main(["delete", str(path), "q"]) == 0
+    assert search("heron") == ["p2"]
+    assert read == []  # its words were known
+
+
+def test_tail_keeps_to_its_limit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        assert command.main(["add", str(path), write(path.with_name(name), {name: "stork", f"{name}2": "crane"})]) == 0
+    monkeypatch.setattr("btr.indexed.MOST", 3)
+    store = Store.open(path)
+    with pytest.warns(StaleIndex, match="does not know the last 2 passages"):
+        index = open_index(store, Tail())
+    assert index is not None and store.at(index.search(["stork"], 9)[0][0]).ids == ("one",)
 
 
 def test_compact_takes_the_index_away(path: Path) -> None:

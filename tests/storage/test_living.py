@@ -104,6 +104,25 @@ def test_compact_keeps_what_is_whole(tmp_path: Path, write: Write) -> None:
         assert editor.manifest.shards == before[:1]
 
 
+def test_compact_from_a_shard_on_leaves_those_before_and_their_index(store: Store, passages: Make, same: Same) -> None:
+    with edit(store.path) as editor:
+        editor.commit(editor.delete([3, 4]), indexed=20)
+    for verb in ("add", "upsert"):
+        change(str(store.path), verb)
+    with edit(store.path) as editor:
+        first = editor.manifest.shards[0]
+        editor.commit(editor.delete([20, 25]))
+        assert compact(editor, 1) == (1, 20)
+        assert editor.manifest.shards[0] == first and len(editor.manifest.shards) == 2
+        assert editor.manifest.indexed == 20  # it knows nothing that moved
+    store.refresh()
+    same(
+        store.at(range(20, 30)),
+        Encoded.concat([passages(range(n, n + 1)) for n in (*range(101, 105), *range(106, 110), 0, 1)]),
+    )
+    assert store.deleted(range(5)).tolist() == [True, True, False, True, True] and list(store.verify()) == []
+
+
 # Readers
 
 

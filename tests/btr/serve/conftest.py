@@ -15,7 +15,7 @@ import uvicorn
 from btr.answer import Span
 from btr.serve import Desk, Library, Service, Settings, create_app
 from btr.serve.keys import Keys
-from btr.serve.server import bind
+from btr.serve.server import bind, make_config
 from btr.storage import Encoded, UnknownId
 
 D = 64
@@ -51,7 +51,7 @@ class FakeStore:
 
     def __init__(self, texts: Sequence[str] = TEXTS) -> None:
         self.texts = texts
-        self.manifest = SimpleNamespace(passages=len(texts), tokens=len(texts) * TOKENS)
+        self.manifest = SimpleNamespace(passages=len(texts), tokens=len(texts) * TOKENS, ordinals=len(texts))
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -76,6 +76,9 @@ class FakeStore:
 
 class FakeIndex:
     """Find the passages in the order 3 2 1 0, and none for a question of strange words."""
+
+    def __len__(self) -> int:
+        return len(TEXTS)
 
     def search(self, questions: Sequence[str], top: int) -> list[tuple[np.ndarray, np.ndarray]]:
         found = [] if "xyzzy" in questions[0] else [3, 2, 1, 0][:top]
@@ -144,16 +147,18 @@ def ask(port: int, **request: Any) -> dict[str, Any]:
     return reply
 
 
-def make_desk(reader: FakeReader, texts: Sequence[str] = TEXTS, keys: Keys | None = None, **settings: Any) -> Desk:
+def make_desk(
+    reader: FakeReader, texts: Sequence[str] = TEXTS, keys: Keys | None = None, warm: bool = True, **settings: Any
+) -> Desk:
     """Put the doubles behind a desk."""
     doubles: Any = (reader, Library(FakeStore(texts), FakeIndex()))
-    return Desk(Service(*doubles, Settings(**({"top": 3} | settings)), model="double"), keys)
+    return Desk(Service(*doubles, Settings(**({"top": 3} | settings)), model="double"), keys, warm=warm)
 
 
 @contextmanager
 def serving(desk: Desk) -> Iterator[int]:
     """Serve on a free loopback port from a thread, and give the port."""
-    server = uvicorn.Server(uvicorn.Config(create_app(desk), log_level="critical", lifespan="on"))
+    server = uvicorn.Server(make_config(desk, create_app(desk)))
     with bind("127.0.0.1", 0) as bound:
         bound.listen()
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})

@@ -18,7 +18,7 @@ from btr.config import MODES
 from btr.corpus import Passage
 from btr.reader import Reader
 from btr.serve import AnswerRequest, Service, Settings, load, main, serve
-from btr.serve.schema import AnswerResponse
+from btr.serve.schema import AnswerResponse, RequestError
 from btr.storage import Store
 
 WAIT = 60  # seconds, for what takes a few on a machine with nothing else to do
@@ -115,6 +115,21 @@ def test_port_taken_while_the_reader_loads_is_refused(complaint: Complaint, monk
         assert "cannot listen on 127.0.0.1:" in complaint("whole", "--port", str(other.getsockname()[1]))
 
 
+def test_warm_up_that_fails_ends_the_server(complaint: Complaint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(service: Service) -> None:
+        raise RequestError(500, "nothing comes out", "internal_error")
+
+    monkeypatch.setattr(btr.serve, "serve", serve)
+    monkeypatch.setattr(Service, "warm_up", fail)
+    with pytest.raises(AssertionError, match=r"passages, model 1\.1"):  # it said where before it failed
+        complaint("whole")
+
+
+def test_store_that_cannot_be_written_is_not_editable(complaint: Complaint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert complaint("whole", "--editable").startswith("error: --editable: whole cannot be written to; ")
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_service_answers_as_its_reader_does(
     folder: Path, tiny_reader: Reader, tiny_passages: list[Passage], mode: str
@@ -153,6 +168,6 @@ def test_signal_stops_the_server_cleanly(folder: Path, name: str) -> None:
             out, err = process.communicate(timeout=WAIT)
         finally:
             process.kill()
-    log = [json.loads(line) for line in err.splitlines()]
+    log = [entry for line in err.splitlines() if (entry := json.loads(line))["event"] != "warm"]
     assert (process.returncode, out, [entry["event"] for entry in log]) == (0, "", ["request", "draining"])
     assert (log[0]["route"], log[0]["status"], len(log[0]["request_id"])) == ("/health", 200, 32)

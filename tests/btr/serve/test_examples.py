@@ -1,4 +1,4 @@
-"""The examples, against a server with doubles.  Not run here: haystack_component.py, btr.service."""
+"""The examples, against a server with doubles.  Not run here: btr.service."""
 
 import os
 import re
@@ -46,6 +46,13 @@ def test_python_client(url: str) -> None:
 def test_openai_client(url: str) -> None:
     pytest.importorskip("openai", reason="the official client is not installed (pip install openai)")
     assert re.search(r"\n  \S+, .+: ", run(sys.executable, str(EXAMPLES / "openai_client.py"), QUESTION, url))
+
+
+def test_haystack_component(url: str) -> None:
+    """Run the class of haystack_component.py by itself."""
+    pytest.importorskip("haystack", reason="Haystack is not installed (pip install haystack-ai)")
+    asking = "from haystack_component import BTRReader; print(BTRReader(%r).run(%r)['answer'])"
+    assert run(sys.executable, "-c", f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); {asking % (url, QUESTION)}")
 
 
 def test_load(url: str) -> None:

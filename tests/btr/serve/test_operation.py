@@ -134,6 +134,7 @@ def test_docs_list_every_route_and_load_nothing(kit: Any, port: int) -> None:
     document = kit.send(port, "GET", "/openapi.json")[2]
     assert status == 200 and "script" not in page and not re.search(r"(src|href)=.https?:", page)
     assert all(f"{path}</code>" in page for path in document["paths"]) and "merge_ratio" in page
+    assert page.count("<h3>NewPassage</h3>") == 1 and "`" not in page
     assert "style-src 'sha256-" in headers["content-security-policy"]
     assert {"429", "503", "401"} <= document["paths"]["/v1/answer"]["post"]["responses"].keys()
 
@@ -218,7 +219,7 @@ def test_reload_changes_the_store_between_batches(
     kit: Any, port: int, desk: Any, reader: Any, busy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = kit.make_desk(reader, texts=("Ada Berg, new.",)).service.library
-    monkeypatch.setattr(Library, "open", lambda path, reader, name: Library(other.store, None))
+    monkeypatch.setattr(Library, "open", lambda path, reader, name, before: Library(other.store, None))
     waiting = busy.submit(kit.ask, port, ids=["p0"])
     wait_until(lambda: len(desk.queue) == 1)
     assert desk.reload()
@@ -268,3 +269,33 @@ def test_stop_while_reading_answers_first(kit: Any, reader: Any) -> None:
             wait_until(lambda: desk.queue.reading == 1)
             threading.Timer(0.2, reader.gate.set).start()
         assert asked.result()["answer"] == "Ada Berg"
+
+
+def test_port_is_open_while_the_reader_warms_up(kit: Any, reader: Any) -> None:
+    desk = kit.make_desk(reader, warm=False)
+    reader.gate.clear()
+    with kit.serving(desk) as port, ThreadPoolExecutor() as pool:
+        wait_until(lambda: bool(reader.batches))
+        assert kit.send(port, "GET", "/health")[0] == 200
+        status, headers, reply = kit.send(port, "GET", "/ready")
+        assert (status, reply["error"]["code"], headers["retry-after"]) == (503, "warming_up", "1")
+        assert metric(kit, port, "btr_ready") == 0
+        waiting = pool.submit(kit.ask, port)
+        wait_until(lambda: len(desk.queue) == 1)
+        reader.gate.set()
+        assert waiting.result()["answer"] == "Ada Berg"
+        assert kit.send(port, "GET", "/ready")[0] == 200 and metric(kit, port, "btr_ready") == 1
+    assert reader.batches == [["What is this?"], ["Who?"]]
+
+
+def test_warm_up_that_fails_is_told(kit: Any, reader: Any) -> None:
+    def fail() -> None:
+        raise RuntimeError("no answer to be had")
+
+    reader.during = fail
+    desk = kit.make_desk(reader, warm=False)
+    with kit.serving(desk) as port:
+        wait_until(lambda: desk.fault is not None)
+        assert "failed" in str(desk.fault)
+        assert kit.send(port, "GET", "/ready")[0] == 503
+        assert kit.send(port, "POST", "/v1/answer", {"question": "Who?"})[0] == 503

@@ -122,7 +122,10 @@ PIECES: tuple[Any, ...] = (
     None, True, 0, -1, 1 << 70, 1e308, "", " ", "x" * 3000, "\x00", "\ud800", [], [[]], {}, {"a": 1}, "binary", ["p1"],
 )  # fmt: skip
 FIELDS = ("question", "top_k", "ids", "passages", "mode", "merge_ratio", "max_new_tokens", "timeout", "messages", "n")
-PATHS = ("/v1/answer", "/v1/answer/batch", "/v1/chat/completions", "/v1/completions", "/v1/passages/x", "/v1/models/x")
+PATHS = (
+    "/v1/answer", "/v1/answer/batch", "/v1/chat/completions", "/v1/completions", "/v1/passages", "/v1/passages/x",
+    "/v1/models/x",
+)  # fmt: skip
 
 
 def malform(random: random.Random) -> tuple[str, str, bytes]:
@@ -142,7 +145,7 @@ def malform(random: random.Random) -> tuple[str, str, bytes]:
     if random.random() < 0.3:
         cut = random.randrange(len(text))
         text = random.choice((text[:cut], text[:cut] + b"\xff" + text[cut:], b"[" * 5000, b"\x00"))
-    method = random.choices(("POST", "GET", "PUT", "BREW"), (8, 1, 1, 1))[0]
+    method = random.choices(("POST", "GET", "PUT", "DELETE", "BREW"), (8, 1, 1, 1, 1))[0]
     return method, path, text
 
 
@@ -159,19 +162,43 @@ def test_malformed_requests_are_never_the_server_s_fault(kit: Any, reader: Any) 
             assert response.status < 500, (method, path, body, text)
             assert response.status == 200 or json.loads(text)["error"]["message"]
         connection.close()
-    assert {400, 404, 405, 422} <= statuses
+    assert {400, 403, 404, 405, 422} <= statuses
 
 
 @contextmanager
-def command(folder: Path, *flags: str) -> Iterator[tuple[Any, int]]:
+def command(folder: Path, *flags: str, store: str = "t5.btr") -> Iterator[tuple[Any, int]]:
     """Run the command, and give its process and port once it serves."""
-    words = [sys.executable, "-m", "btr.serve", "t5.btr", "--reader", "t5", "--port", "0", *flags]
+    words = [sys.executable, "-m", "btr.serve", store, "--reader", "t5", "--port", "0", *flags]
     with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             yield process, int(process.stdout.readline().rpartition(":")[2])
         finally:
             process.kill()
+
+
+def test_files_cut_under_the_server_do_not_kill_it(kit: Any, folder: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(folder / "t5.btr", tmp_path / "cut.btr")
+    (data,), (words,) = store.glob("shards/*/data.mdb"), store.glob("bm25/*/data.csc.index.npy")
+
+    def failed(port: int, method: str, path: str, **body: Any) -> str:
+        status, _, reply = kit.send(port, method, path, body or None)
+        assert status == 500 and str(tmp_path) not in json.dumps(reply)
+        return str(reply["error"]["code"])
+
+    with command(folder, store=str(store)) as (process, port):
+        kit.ask(port, ids=["p1"])
+        for file, ids in ((data, ["p1"]), (words, None)):
+            whole = file.read_bytes()
+            os.truncate(file, 0)
+            for _ in range(3):
+                assert failed(port, "POST", "/v1/answer", question=QUESTIONS[0], ids=ids) == "damaged_store"
+            if file == data:
+                assert failed(port, "GET", "/v1/passages/p1") == "damaged_store"
+            assert kit.send(port, "GET", "/health")[0] == 200
+            file.write_bytes(whole)  # the same file, whole again
+            assert kit.ask(port, question=QUESTIONS[0], ids=ids)["passages"]
+        assert process.poll() is None
 
 
 def test_killed_server_starts_again_and_drains_when_asked(kit: Any, folder: Path) -> None:

@@ -1,0 +1,79 @@
+"""Hang up on clients that take too long to send the head of a request, or its body.
+
+uvicorn bounds only the time between two requests of a connection: one that sends a byte now and then, or nothing from
+the start, would keep its place for ever.
+"""
+
+import asyncio
+import json
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from btr.serve.desk import Desk
+from btr.serve.schema import error_body
+
+GRACE = 1.0  # seconds after the end of a body's time, in which the guard says 408
+
+
+class TimedProtocol(H11Protocol):
+    """Serve a connection whose client has `seconds` for each head, and as many again for each body."""
+
+    desk: Desk
+    _timer: asyncio.TimerHandle | None = None
+    _watched: tuple[Any, Any] = (None, None)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a head."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; a byte more of the same does not give more time."""
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next head."""
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """Set the timer when a head or a body begins, and stop it when the request is there."""
+        what = (self.cycle, self.conn.their_state)
+        if what == self._watched:
+            return
+        self._stop()
+        self._watched = what
+        if what[1] in (h11.IDLE, h11.SEND_BODY):
+            grace = GRACE if what[1] is h11.SEND_BODY else 0.0
+            self._timer = self.loop.call_later(self.desk.service.settings.receive_timeout + grace, self._hang_up)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _hang_up(self) -> None:
+        """Close the connection, with a word if part of a head has come."""
+        if self.transport.is_closing():
+            return
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            seconds = self.desk.service.settings.receive_timeout
+            said = error_body(408, f"the head of the request did not come within {seconds:g} seconds", "slow_head")
+            body = json.dumps({"error": said}).encode()
+            head = f"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            self.transport.write(f"{head}\r\nConnection: close\r\n\r\n".encode() + body)
+            self.desk.metrics.errors.labels("slow_head").inc()
+        self.transport.close()
+
+
+def timed_protocol(desk: Desk) -> type[TimedProtocol]:
+    """Return the protocol of a desk's server; uvicorn makes one for each connection, and knows no arguments."""
+    return type("TimedProtocolOfDesk", (TimedProtocol,), {"desk": desk})
