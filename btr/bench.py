@@ -25,6 +25,7 @@ from btr.errors import InputError
 from btr.fid import FiD
 from btr.merge import Schedule
 from btr.reader import DTYPES, Answer, Reader
+from btr.skim import Skim
 from btr.span import SpanReader
 from btr.storage import Encoded, Settings, Store, StoreWriter
 from btr.t5 import T5
@@ -61,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--merge-ratio", type=float, default=0.2, help="share it merges there (default %(default)s)")
     about = "share it merges before, by the bits alone (default %(default)s)"
     main.add_argument("--merge-bits", type=float, default=0.0, help=about)
+    about = "passages that the row 'pruned' reads to the end, of a BERT; 0: no such row (default %(default)s)"
+    main.add_argument("--prune", type=int, default=4, help=about)
     main.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
     main.add_argument("--runs", type=int, default=5, help="timed runs of each, after one that is not counted")
     main.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -72,7 +75,7 @@ def random_reader(shape: str, dtype: torch.dtype) -> Reader:
     torch.manual_seed(0)
     marks = ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if shape in BERT_SHAPES else ("<pad>", "</s>", "<unk>")
     if shape in BERT_SHAPES:
-        model: FiD | SpanReader = SpanReader(Bert(BERT_SHAPES[shape]), span_config(shape))
+        model: FiD | SpanReader = random_span_reader(shape)
     else:
         model = FiD(random_t5(shape), ReaderConfig(k=SPLIT[shape]))
     numbers = range(len(marks), model.vocab_size)
@@ -80,6 +83,14 @@ def random_reader(shape: str, dtype: torch.dtype) -> Reader:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=next(mark for mark in marks if "unk" in mark.lower())))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return Reader(model.to(dtype), tokenizer, f"random {shape}")
+
+
+def random_span_reader(shape: str) -> SpanReader:
+    """Make a BERT with random weights that points at spans, and prunes."""
+    model = SpanReader(Bert(BERT_SHAPES[shape]), span_config(shape))
+    model.skim = Skim(model.width)
+    model.skim.weight.normal_()
+    return model
 
 
 def random_t5(shape: str) -> T5:
@@ -198,13 +209,15 @@ def contenders(reader: Reader, folder: Path, store: Store, encoded: Encoded, opt
     def theirs() -> None:
         baseline(question, passages, options.new_tokens)
 
-    def ours(mode: Mode, merge: Schedule | None = None) -> tuple[Answer, float]:
+    def ours(mode: Mode, merge: Schedule | None = None, prune: int = 0) -> tuple[Answer, float]:
         began = perf_counter()
         given = passages if mode == "full" else states if mode == "float" else store.get(encoded.ids)
         loaded = perf_counter() - began
-        return reader.answer(question, given, mode, options.new_tokens, merge), loaded
+        return reader.answer(question, given, mode, options.new_tokens, merge, prune), loaded
 
     found: Contenders = {"transformers": theirs} | {mode: partial(ours, mode) for mode in MODES}
+    if reader.prunes and options.prune:
+        found |= {"pruned": partial(ours, "binary", None, options.prune)}
     return found if merge is None else found | {"merged": partial(ours, "binary", merge)}
 
 
@@ -230,7 +243,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                         phases.setdefault(name, {}).setdefault(phase, []).append(value)
     width = 2 if options.dtype == "bfloat16" else 4
     signs = 0 if encoded.packed is None else encoded.packed.nbytes // encoded.num_tokens
-    held = {"float": reader.D * width} | dict.fromkeys(("binary", "merged"), signs + encoded.scale.itemsize)
+    held = {"float": reader.D * width} | dict.fromkeys(("binary", "merged", "pruned"), signs + encoded.scale.itemsize)
     rows = {}
     for name, values in seconds.items():
         middle = {phase: statistics.median(v) for phase, v in phases.get(name, {}).items()}
@@ -245,7 +258,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "reader": reader.name, "k": reader.config.k, "passages": options.passages,
         "row_tokens": options.question_tokens + options.passage_tokens,
         "new_tokens": tokens if reader.family == "generative" else 0, "dtype": options.dtype, "runs": options.runs,
-        "merge": [options.merge, options.merge_ratio, options.merge_bits], "rows": rows,
+        "prune": options.prune, "merge": [options.merge, options.merge_ratio, options.merge_bits], "rows": rows,
         "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__, "btr": __version__,

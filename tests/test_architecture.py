@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"btr": "btr", "btr.kernels": "kernels", "btr.storage": "storage", "btr.train": "train"}
 MAX_LINES = 400
 
-MATHS = {f"btr.{name}" for name in ("config", "t5", "bias", "bert", "binarize", "fid", "span", "merge", "metrics")}
+MATHS = {
+    f"btr.{name}" for name in ("config", "t5", "bias", "bert", "binarize", "fid", "span", "merge", "metrics", "skim")
+}
 COMMANDS = {f"btr.{name}" for name in ("__main__", "precompute", "serve", "store", "dense.__main__", "eval", "bench")}
 
 # module: (modules of ours, packages of others) that it and those below it may import, beside the standard library.
@@ -30,7 +32,17 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
 RECORD = {"btr.storage.encoded", "btr.storage.format"}
 TEXT = {
     f"btr.{name}"
-    for name in ("answer", "checkpoint", "errors", "extractive", "generative", "kernels", "layout", "reader")
+    for name in (
+        "answer",
+        "checkpoint",
+        "errors",
+        "extractive",
+        "generative",
+        "kernels",
+        "layout",
+        "reader",
+        "refusals",
+    )
 }
 READER_MAY = MATHS | RECORD | TEXT
 

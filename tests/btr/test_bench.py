@@ -56,6 +56,6 @@ def test_span_reader_has_the_same_rows(capsys: pytest.CaptureFixture[str]) -> No
     sizes = ["--passages", "2", "--passage-tokens", "12", "--question-tokens", "5"]
     assert bench.main([*sizes, "--runs", "1", "--dtype", "float32", "--shape", "minilm", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert list(figures["rows"]) == ["transformers", "full", "float", "binary"] and figures["new_tokens"] == 0
+    assert list(figures["rows"]) == ["transformers", "full", "float", "binary", "pruned"] and figures["new_tokens"] == 0
     assert figures["rows"]["binary"]["bytes_per_token"] == 64 // 8 + 2
     assert {"load", "expand", "encode", "decode"} <= set(figures["rows"]["binary"]["phases"])
