@@ -356,6 +356,8 @@ class Reader:
         if not isinstance(self._text, Extractive) or not isinstance(self.model, SpanReader):
             raise InputError("a generative reader prunes no passages; skim with a span reader")
         check_mode("binary", self.config)
+        if not len(passages):
+            raise InputError("no passages to look at; pass at least one")
         ids = self.question_ids(question)
         encoded, halves = self._apart(ids, passages, "binary", Stopwatch())
         held = self._held(len(ids), halves.rows, encoded, titled(passages))

@@ -56,6 +56,6 @@ def check_prune(model: FiD | SpanReader, prune: int, mode: Mode, name: str) -> N
         raise InputError("mode 'full' has no first look at passages to prune by; use 'binary' or 'float', or no prune")
     if model.skim is None:
         raise InputError(
-            f"reader {name} has no skim.safetensors that fits its weights, so it cannot prune; fit it with: "
-            f"python -m btr.train skim --reader {name} --questions FILE"
+            f"reader {name} has no skim.safetensors fitted to its weights, so it cannot prune; make it with: "
+            "python -m btr.train skim --reader FOLDER --questions FILE"
         )

@@ -2,10 +2,11 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
-from btr.checkpoint import SKIM, resolve, save_skim
+from btr.checkpoint import SKIM, save_skim
 from btr.corpus import Question, read_questions
 from btr.errors import InputError
 from btr.evidence import own_passages
@@ -22,15 +23,17 @@ def fit_skim(
     """Fit to `limit` questions, taken from the files in turn, and write it into the folder of the reader.
 
     Raises:
-        InputError: a generative reader or one without k, or questions without passages.
+        InputError: no folder, a generative reader or one without k, or questions without passages.
     """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"--reader {path}: no such folder; give that of a reader, where skim.safetensors is to be")
     reader = Reader.from_pretrained(path, dtype=dtype)
     if not isinstance(reader.model, SpanReader):
         raise InputError(f"--reader {path}: a generative reader prunes no passages; give a span reader")
     read = in_turn([read_questions(name) for name in questions])
     skim = Skim.fit(skimmed(reader, itertools.islice(read, limit), passages, say))
     reader.model.skim = skim
-    folder = resolve(path)
     save_skim(reader.model, folder)
     say(f"wrote {folder / SKIM}")
 
@@ -49,7 +52,7 @@ def skimmed(
     for number, question in enumerate(questions, 1):
         try:
             yield reader.skimmed(question.question, own_passages(question, passages))
-        except InputError:  # too long, or a passage without text
+        except InputError:  # too long, or no passage, or one without text
             left += 1
         if number % EVERY == 0:
             say(f"{number:,} questions, {left:,} left out")

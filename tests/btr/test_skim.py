@@ -141,7 +141,7 @@ def test_what_is_no_number_of_passages_is_refused(
 def test_readers_that_cannot_say_how_to_or_why_not(
     pruning_reader: Reader, span_reader: Reader, tiny_reader: Reader, tiny_passages: list[Passage]
 ) -> None:
-    with pytest.raises(InputError, match=r"fit it with: python -m btr.train skim --reader .* --questions FILE"):
+    with pytest.raises(InputError, match=r"make it with: python -m btr\.train skim --reader FOLDER"):
         span_reader.answer(QUESTIONS[0], tiny_passages, "binary", prune=2)
     with pytest.raises(InputError, match="generative reader prunes no passages"):
         tiny_reader.answer(QUESTIONS[0], tiny_passages, "binary", prune=2)
