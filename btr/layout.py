@@ -14,7 +14,7 @@ from btr.merge import MergedBits, Schedule, Tokens
 from btr.span import SpanReader
 
 BATCH_TOKENS = 16384  # tokens of a batch in the encoder, padding counted
-PADDING = 256  # of them padding: reading another batch costs about as much as this
+PADDING = 256  # of them padding: more than this takes longer than another batch
 
 
 def length_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
