@@ -37,6 +37,7 @@ class Answer:
     token_evidence: per passage, float32 (T,): the same for each of its tokens.
     span: where the answer stands; None from a generative reader, or where the texts were not kept.
     no_answer: probability that no passage holds an answer; None from a generative reader.
+    read: how many passages were read to the end; the others (`prune`) have no evidence.
     """
 
     text: str
@@ -48,6 +49,7 @@ class Answer:
     token_evidence: tuple[np.ndarray, ...]
     span: Span | None = None
     no_answer: float | None = None
+    read: int = 0
 
 
 class Stopwatch:
@@ -80,7 +82,10 @@ def surface(text: str, passages: Sequence[tuple[str, str]], evidence: np.ndarray
 
 @dataclass(frozen=True)
 class Memory:
-    """What the rows of one question hold: the question's tokens Q, and of each row its length and its passage."""
+    """What the rows of one question hold: the question's tokens Q, and of each row its length and its passage.
+
+    A row of length 0 is that of a passage which was not read to the end.
+    """
 
     question: int
     lengths: tuple[int, ...]
@@ -108,4 +113,4 @@ def read_off(
     evidence /= max(float(evidence.sum()), 1e-12)
     text = surface(tokenizer.decode(list(tokens)), memory.passages, evidence)
     score = float(generation.log_probability[b, :steps].mean())
-    return Answer(text, score, mode, dict(timings), tokens, evidence, token_evidence)
+    return Answer(text, score, mode, dict(timings), tokens, evidence, token_evidence, read=len(memory.lengths))

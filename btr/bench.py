@@ -23,7 +23,7 @@ from btr.reader import DTYPES, Reader
 from btr.storage import Encoded, Store
 
 PHASES = ("tokenize", "load", "expand", "encode", "merge", "decode")
-NAMES = (TRANSFORMERS, *MODES, "merged")
+NAMES = (TRANSFORMERS, *MODES, "pruned", "merged")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--merge-ratio", type=float, default=0.2, help="share it merges there (default %(default)s)")
     about = "share it merges before, by the bits alone (default %(default)s)"
     main.add_argument("--merge-bits", type=float, default=0.0, help=about)
+    about = "passages that the row 'pruned' reads to the end, of a BERT; 0: no such row (default %(default)s)"
+    main.add_argument("--prune", type=int, default=4, help=about)
     main.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
     main.add_argument("--runs", type=int, default=5, help="timed runs of each, after one that is not counted")
     about = "which of them, with commas (default %(default)s)"
@@ -116,7 +118,7 @@ def time_in_turn(
                     phases.setdefault(name, {}).setdefault(phase, []).append(value / options.questions)
     width = 2 if options.dtype == "bfloat16" else 4
     signs = 0 if encoded.packed is None else encoded.packed.nbytes // encoded.num_tokens
-    held = {"float": reader.D * width} | dict.fromkeys(("binary", "merged"), signs + encoded.scale.itemsize)
+    held = {"float": reader.D * width} | dict.fromkeys(("binary", "merged", "pruned"), signs + encoded.scale.itemsize)
     first = next(iter(timed))
     rows = {}
     for name, values in seconds.items():

@@ -28,9 +28,13 @@ class Layer(nn.Module):
         self.wo = nn.Linear(config.intermediate_size, D)
         self.norm = nn.LayerNorm(D, config.layer_norm_eps)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """Map hidden (R, T, D); mask bool (R, 1 or T, T), True where a token may look; None: everywhere."""
-        hidden = self.attention_norm(hidden + self.out(self.attend(hidden, mask)))
+    def forward(self, hidden: Tensor, mask: Tensor | None, first: int | None = None) -> Tensor:
+        """Map hidden (R, T, D), or its `first` tokens alone, (R, first, D).
+
+        mask: bool (R, 1 or T, T), True where a token may look; None: everywhere.
+        """
+        looked = self.attend(hidden, mask) if first is None else self.attend_first(hidden, mask, first)
+        hidden = self.attention_norm(hidden[:, :first] + self.out(looked))
         return self.norm(hidden + self.wo(elementwise.gelu(self.wi(hidden))))
 
     def attend(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -39,6 +43,15 @@ class Layer(nn.Module):
         q, k, v = self.qkv(hidden).view(R, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         looked = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None])
         return looked.transpose(1, 2).reshape(R, T, D)
+
+    def attend_first(self, hidden: Tensor, mask: Tensor | None, first: int) -> Tensor:
+        """Return what the heads gather from all tokens (R, T, D) for the `first` ones, (R, first, D)."""
+        R, T, D = hidden.shape
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q = F.linear(hidden[:, :first], weight[:D], bias[:D]).view(R, first, self.heads, D // self.heads)
+        k, v = F.linear(hidden, weight[D:], bias[D:]).view(R, T, 2, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        looked = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, None if mask is None else mask[:, None])
+        return looked.transpose(1, 2).reshape(R, first, D)
 
 
 class Bert(nn.Module):

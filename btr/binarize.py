@@ -128,7 +128,12 @@ class Binarizer(nn.Module):
         own, before, after = F.linear(known.embedding[kinds], self.context.to(known.embedding.dtype)).chunk(3, 1)
         linked = known.follows[..., 1:, None]
         left, right = before[place[..., :-1]] * linked, after[place[..., 1:]] * linked
-        return self.mean + own[place] + F.pad(left, (0, 0, 1, 0)) + F.pad(right, (0, 0, 0, 1))
+        found = self.mean + own[place]
+        if torch.is_grad_enabled() and found.requires_grad:
+            return found + F.pad(left, (0, 0, 1, 0)) + F.pad(right, (0, 0, 0, 1))
+        found[..., 1:, :] += left  # the same sums, in place
+        found[..., :-1, :] += right
+        return found
 
     def signs(self, u: Tensor, known: Known | None = None) -> Tensor:
         """Return the bits of u (..., D) as booleans (..., m): True where +1."""

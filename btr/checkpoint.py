@@ -1,8 +1,8 @@
 """Reader folders: Hugging Face T5 and BERT checkpoints in and out, plus what binarization adds.
 
 A folder holds `config.json`, `model.safetensors` (transformers' names), `tokenizer.json`, and for a BTR reader
-`btr_config.json` and `btr.safetensors` (the binarizer's values). transformers reads the same folder as a
-plain T5 or a plain BertForQuestionAnswering.
+`btr_config.json` and `btr.safetensors` (the binarizer's values), and `skim.safetensors` if it can prune. transformers
+reads the same folder as a plain T5 or a plain BertForQuestionAnswering.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -26,9 +27,11 @@ from btr.config import BertConfig, Calibration, ConfigError, ReaderConfig, T5Con
 from btr.errors import InputError
 from btr.fid import FiD
 from btr.names import HEAD, bert_tensors, fit, fit_bert, t5_tensors
+from btr.skim import Skim
 from btr.span import SpanReader
 from btr.t5 import T5
 
+SKIM = "skim.safetensors"
 WANTED = ["*.json", "*.safetensors", "*.bin", "spiece.model"]
 # in the order of transformers: a file that save_pretrained has just written comes before the shards of an older one
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -237,6 +240,8 @@ def load_reader(
         raise InputError(f"{folder}: {error}") from error
     if settings.exists() and config.k:
         load_binarizer(model, folder / "btr.safetensors")
+        if isinstance(model, SpanReader) and (folder / SKIM).exists():
+            model.skim = load_skim(model, folder / SKIM)
     return model.eval()
 
 
@@ -269,6 +274,39 @@ def load_binarizer(model: FiD | SpanReader, path: Path) -> None:
     model.binarizer.load_state_dict(values)
 
 
+def load_skim(model: SpanReader, path: Path) -> Skim | None:
+    """Read what a reader skims passages with; None if it was fitted to other weights, as before more training.
+
+    Raises:
+        InputError: the file is damaged, or of another width.
+    """
+    weight = read_weights(path).get("weight")
+    if weight is None or weight.shape != (model.width + 1,):
+        found = None if weight is None else tuple(weight.shape)
+        raise InputError(f"{path}: holds weights {found}, expected ({model.width + 1},); copy the file again")
+    with safe_open(path, "pt") as file:
+        if (file.metadata() or {}).get("fitted_to") != fitted_to(model):
+            return None
+    skim = Skim(model.width)
+    skim.weight.copy_(weight)
+    return skim
+
+
+def save_skim(model: SpanReader, folder: Path) -> None:
+    """Write what a reader skims passages with, and which weights that was fitted to."""
+    assert model.skim is not None
+    tensors(folder / SKIM, {"weight": model.skim.weight}, fitted_to=fitted_to(model))
+
+
+def fitted_to(model: SpanReader) -> str:
+    """Return what tells the weights from others that a `Skim` is fitted to: layer k+1 and the head, as bfloat16."""
+    parts = {"layer": model.bert.layers[model.config.k], "head": model.head}
+    named = [
+        (f"{part}.{name}", p.bfloat16()) for part, module in parts.items() for name, p in module.named_parameters()
+    ]
+    return digest(named)
+
+
 def save_reader(model: FiD | SpanReader, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a reader folder; every file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -291,6 +329,8 @@ def save_reader(model: FiD | SpanReader, tokenizer: Tokenizer, folder: Path) -> 
             for name, tensor in model.binarizer.state_dict().items()
         }
         tensors(folder / "btr.safetensors", values)
+    if isinstance(model, SpanReader) and model.skim is not None:
+        save_skim(model, folder)
     write(folder / "btr_config.json", json.dumps(asdict(model.config), indent=2))
 
 
@@ -301,10 +341,10 @@ def write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def tensors(path: Path, values: dict[str, Tensor]) -> None:
+def tensors(path: Path, values: dict[str, Tensor], **facts: str) -> None:
     """Write a safetensors file by way of a temporary one, reaching the disk before the rename."""
     temporary = path.with_name(path.name + ".tmp")
-    save_file(values, temporary, metadata={"format": "pt"})
+    save_file(values, temporary, metadata={"format": "pt", **facts})
     temporary.chmod(0o644)  # safetensors lets only the owner read
     with temporary.open("rb") as file:
         os.fsync(file.fileno())

@@ -19,6 +19,7 @@ from btr.corpus import Passage
 from btr.fid import FiD
 from btr.merge import Schedule
 from btr.reader import Answer, Reader
+from btr.skim import Skim
 from btr.span import SpanReader
 from btr.storage import Encoded, Settings, Store, StoreWriter
 from btr.t5 import T5
@@ -38,7 +39,7 @@ def random_reader(shape: str, dtype: torch.dtype) -> Reader:
     torch.manual_seed(0)
     marks = ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if shape in BERT_SHAPES else ("<pad>", "</s>", "<unk>")
     if shape in BERT_SHAPES:
-        model: FiD | SpanReader = SpanReader(Bert(BERT_SHAPES[shape]), span_config(shape))
+        model: FiD | SpanReader = random_span_reader(shape)
     else:
         model = FiD(random_t5(shape), ReaderConfig(k=SPLIT[shape]))
     numbers = range(len(marks), model.vocab_size)
@@ -46,6 +47,14 @@ def random_reader(shape: str, dtype: torch.dtype) -> Reader:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=next(mark for mark in marks if "unk" in mark.lower())))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return Reader(model.to(dtype), tokenizer, f"random {shape}")
+
+
+def random_span_reader(shape: str) -> SpanReader:
+    """Make a BERT with random weights that points at spans, and prunes."""
+    model = SpanReader(Bert(BERT_SHAPES[shape]), span_config(shape))
+    model.skim = Skim(model.width)
+    model.skim.weight.normal_()
+    return model
 
 
 def random_t5(shape: str) -> T5:
@@ -164,13 +173,15 @@ def contenders(
     if "float" in names:
         given["float"] = reader.encode_passages(passages, "float")
 
-    def ours(mode: Mode, merge: Schedule | None = None) -> tuple[list[Answer], float]:
+    def ours(mode: Mode, merge: Schedule | None = None, prune: int = 0) -> tuple[list[Answer], float]:
         began = perf_counter()
         read = given[mode] if mode in given else store.get(encoded.ids)
         loaded = perf_counter() - began
-        return reader.answer_batch(questions, [read] * len(questions), mode, options.new_tokens, merge), loaded
+        return reader.answer_batch(questions, [read] * len(questions), mode, options.new_tokens, merge, prune), loaded
 
     found: Contenders = {mode: partial(ours, mode) for mode in MODES}
+    if reader.prunes and options.prune:
+        found["pruned"] = partial(ours, "binary", None, options.prune)
     if merge is not None:
         found["merged"] = partial(ours, "binary", merge)
     if TRANSFORMERS in names:

@@ -6,6 +6,7 @@ predictions are kept as they come, and the same command goes on after a kill.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from btr.metrics import exact_match, f1, holds_answer
 from btr.predictions import Prediction, Predictions, input_digest
 from btr.questions import TASKS, Asked, Kind, find_questions, prompt
 from btr.reader import DTYPES, Reader
+from btr.refusals import check_prune
 from btr.storage import Store, StoreError
 from btr.tasks import fever_label, mmlu_letter
 
@@ -47,7 +49,10 @@ def parser() -> argparse.ArgumentParser:
     add("--retriever", choices=KINDS, help="what finds passages in the store; default: what it is searched with")
     add("--modes", default="binary", help="comma-separated: full, float, binary (default %(default)s)")
     add("--passages", metavar="N", help="passages a question, comma-separated; default: the reader's own number")
-    add("--against", metavar="MODE", choices=MODES, help="mode to compare with; default: full, if it is evaluated")
+    about = "passages read to the end, of those, comma-separated; 0: all (default); mode full reads all"
+    add("--prune", default="0", metavar="N", help=about)
+    about = "mode to compare with; default: full, if it is evaluated, else with --prune 0,N the first"
+    add("--against", metavar="MODE", choices=MODES, help=about)
     add("--against-reader", metavar="R", help="compare with this reader (its mode full, or --against)")
     add("--limit", type=int, metavar="N", help="questions to answer")
     add("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (default %(default)s)")
@@ -66,6 +71,7 @@ class Setting:
     weights: str  # what tells this reader from others
     mode: Mode
     passages: int
+    prune: int = 0
 
 
 def identify(reader: Reader) -> str:
@@ -88,7 +94,7 @@ class Evaluation:
             passages = self.evidence.take(number, setting.passages)
             wanted = {
                 "reader": setting.weights, "mode": setting.mode, "passages": setting.passages, "number": number,
-                "id": question.id, "input": self._input(question, passages),
+                "id": question.id, "input": self._input(question, passages), "prune": setting.prune,
             }  # fmt: skip
             found = self.predictions.get(wanted)
             if found is None:
@@ -125,7 +131,7 @@ class Evaluation:
 
         def answer(most: int) -> Answer:
             given = ready if store is None else store.at(self.evidence.ordinals[number][: setting.passages])
-            return reader.answer(asked, given, mode, most)
+            return reader.answer(asked, given, mode, most, prune=setting.prune)
 
         if (setting.weights, mode) not in self._warm:  # the first time, kernels are compiled
             answer(1)
@@ -179,11 +185,11 @@ def read_modes(text: str) -> list[Mode]:
     return cast(list[Mode], modes)
 
 
-def read_counts(text: str | None) -> list[int]:
-    """Split `--passages`; empty where it was not given."""
+def read_counts(name: str, text: str | None, least: int) -> list[int]:
+    """Split `--passages` or `--prune`; empty where it was not given."""
     words = text.split(",") if text else []
-    if wrong := [word for word in words if not word.isdecimal() or not int(word)]:
-        raise InputError(f"--passages has {wrong[0]!r}; give numbers from 1, such as 1,5,20")
+    if wrong := [word for word in words if not (word.isascii() and word.isdecimal()) or int(word) < least]:
+        raise InputError(f"{name} has {wrong[0]!r}; give numbers from {least}, such as {least},5,20")
     return sorted({int(word) for word in words})
 
 
@@ -203,6 +209,7 @@ def check_readers(settings: list[Setting], asked: Asked, evidence: Evidence) -> 
         reader, mode = setting.reader, setting.mode
         if mode != "full" and not reader.config.k:
             raise InputError(f"reader {reader.name} has no split layer, so it knows mode 'full' alone, not {mode!r}")
+        check_prune(reader.model, setting.prune, mode, reader.name)
         if asked.kind != "question" and reader.family == "extractive":
             cure = "evaluate a generative reader, or another task"
             raise InputError(f"{asked.task} wants a label, and reader {reader.name} quotes passages; {cure}")
@@ -212,19 +219,37 @@ def check_readers(settings: list[Setting], asked: Asked, evidence: Evidence) -> 
 
 
 def plan(options: argparse.Namespace, reader: Reader, weights: str) -> tuple[list[Setting], tuple[str, Mode] | None]:
-    """Return the rows in order, and (weights, mode) of those that the others are held against."""
-    modes, counts = read_modes(options.modes), read_counts(options.passages) or [reader.config.passages]
+    """Return the rows in order, and (weights, mode) of those that the others are held against, which prune nothing."""
+    modes, prunes = read_modes(options.modes), read_counts("--prune", options.prune, 0)
+    counts = read_counts("--passages", options.passages, 1) or [reader.config.passages]
     against: Mode | None = options.against or ("full" if options.against_reader or "full" in modes else None)
+    if against is None and any(prunes) and 0 in prunes:
+        against = modes[0]
     own = [(reader, weights, mode) for mode in modes]
     if against is None:
-        return [Setting(*row, count) for count in counts for row in own], None
+        return settings_of(own, counts, prunes, None), None
     other, base = reader, (weights, against)
     if options.against_reader:
         other = Reader.from_pretrained(options.against_reader, dtype=options.dtype)
         base = (identify(other), against)
     if base not in [row[1:] for row in own]:
         own = [(other, *base), *own]
-    return [Setting(*row, count) for count in counts for row in own], base
+    return settings_of(own, counts, prunes, base), base
+
+
+def settings_of(
+    rows: list[tuple[Reader, str, Mode]], counts: list[int], prunes: list[int], base: tuple[str, Mode] | None
+) -> list[Setting]:
+    """Return the rows for all numbers of passages and of those read to the end.
+
+    Mode full and the reader compared with (the first row, then) read all; so does the base, whatever else it does.
+    """
+    found = []
+    for count, row in itertools.product(counts, rows):
+        alone = row[2] == "full" or row[1] != rows[-1][1]
+        chosen = {0} if alone else {*prunes, *([0] if row[1:] == base else [])}
+        found += [Setting(*row, count, prune) for prune in sorted(chosen)]
+    return found
 
 
 def run_all(evaluation: Evaluation, settings: list[Setting]) -> list[Run]:
@@ -237,9 +262,10 @@ def run_all(evaluation: Evaluation, settings: list[Setting]) -> list[Run]:
             if len(rows) % 100 == 0:
                 metric = METRICS[evaluation.asked.kind][0]
                 right = 100 * sum(r[metric] for r in rows) / len(rows)
-                print(f"{s.mode}, {s.passages} passages: {len(rows)}/{total}, {metric} {right:.1f}", file=sys.stderr)
+                read = f"{s.passages} passages" + (f", {s.prune} to the end" if s.prune else "")
+                print(f"{s.mode}, {read}: {len(rows)}/{total}, {metric} {right:.1f}", file=sys.stderr)
         kept = bytes_per_token(s, evaluation.evidence.store)
-        runs.append(Run(s.reader.name, s.weights, s.mode, s.passages, kept, rows))
+        runs.append(Run(s.reader.name, s.weights, s.mode, s.passages, kept, rows, s.prune))
     return runs
 
 

@@ -18,13 +18,17 @@ from btr.errors import InputError
 from btr.layout import MergedRows
 from btr.span import SpanReader
 
+SHORT = 16  # tokens
+LEAST = -100.0  # logits of a passage without a token to point at
+
 
 @dataclass(frozen=True)
 class Pointable:
     """Where a question's memory may be pointed at; N passages, C tokens of their texts.
 
-    first (N,): memory token that says "no answer here", one for each row. starts (N,): where the text begins among the
-    tokens of its passage; counts (N,): its tokens. places (C,): memory tokens of the texts; passage (C,): whose.
+    first (rows,): memory token that says "no answer here", one for each row that was read. starts (N,): where the text
+    begins among the tokens of its passage; counts (N,): its tokens, 0 where it was not read. places (C,): memory tokens
+    of the texts; passage (C,): whose.
     """
 
     first: np.ndarray
@@ -71,29 +75,39 @@ class Extractive:
     def _point(self, states: Tensor, held: Memory, mode: Mode, most: int, watch: Stopwatch) -> Answer:
         with watch("decode"):
             where = self._pointable(held)
-            N = len(where.first)
+            N, rows = len(where.starts), len(where.first)
             allowed = torch.from_numpy(np.concatenate((where.first, where.places)))
             logits = self.model.point(states[allowed])
             start, end = (values.double().log_softmax(0).numpy() for values in logits)
-            looked = (np.exp(start[N:]) + np.exp(end[N:])) / 2
+            looked = (np.exp(start[rows:]) + np.exp(end[rows:])) / 2
             evidence = np.bincount(where.passage, looked, minlength=N)
-            a, b, score = best_span(start[N:], end[N:], where.passage, most)
+            a, b, score = best_span(start[rows:], end[rows:], where.passage, most)
         text, tokens, span = self._quote(held, where, a, b) if a <= b else ("", (), None)
         return Answer(
             text, score, mode, dict(watch.seconds), tokens,
             (evidence / max(evidence.sum(), 1e-300)).astype(np.float32),
             tuple(per_token(where, looked, n, len(ids)) for n, ids in enumerate(held.ids)),
-            span, float(np.exp(start[:N]).sum()),
+            span, float(np.exp(start[:rows]).sum()), rows,
         )  # fmt: skip
 
     def _pointable(self, held: Memory) -> Pointable:
         """Find the tokens of passage texts: between the first [SEP] of a passage and its last token."""
-        first = np.cumsum(held.lengths) - held.lengths
+        lengths = np.array(held.lengths)
+        first, read = np.cumsum(lengths) - lengths, lengths > 0
         starts = np.array([int(np.argmax(ids == self.sep)) + 1 for ids in held.ids])
-        counts = np.array([len(ids) - 1 - start for ids, start in zip(held.ids, starts, strict=True)])
+        counts = read * np.array([len(ids) - 1 - start for ids, start in zip(held.ids, starts, strict=True)])
         passage = np.repeat(np.arange(len(first)), counts)
         inside = np.arange(len(passage)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return Pointable(first, starts, counts, inside + (first + held.question + starts)[passage], passage)
+        return Pointable(first[read], starts, counts, inside + (first + held.question + starts)[passage], passage)
+
+    def promise(self, states: Tensor, held: Memory) -> Tensor:
+        """Return what speaks for each passage: the logits of start and end of its best short span, (N,) float32."""
+        where = self._pointable(held)
+        start, end = (values.numpy() for values in self.model.point(states[torch.from_numpy(where.places)]))
+        ends = np.cumsum(where.counts)
+        parts = [slice(stop - count, stop) for stop, count in zip(ends, where.counts, strict=True)]
+        best = [best_span(start[part], end[part], where.passage[part], SHORT)[2] for part in parts]
+        return torch.tensor(best, dtype=torch.float32).clamp(min=LEAST)
 
     def _quote(self, held: Memory, where: Pointable, a: int, b: int) -> tuple[str, tuple[int, ...], Span | None]:
         """Return tokens a..b of the texts as they are written, their ids, and where they stand.

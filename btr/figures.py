@@ -18,7 +18,10 @@ Percent = list[float]  # [value, low, high], in per cent or points of it
 
 @dataclass(frozen=True)
 class Run:
-    """The predictions of one setting; `kept` is in bytes per stored token, None where nothing is stored."""
+    """The predictions of one setting.
+
+    kept is in bytes per stored token, None where nothing is stored; prune passages were read to the end, 0: all.
+    """
 
     reader: str
     weights: str
@@ -26,6 +29,7 @@ class Run:
     passages: int
     kept: float | None
     predictions: list[Prediction]
+    prune: int = 0
 
 
 def percent(values: Sequence[float]) -> Percent:
@@ -41,7 +45,7 @@ def recall(ranks: Sequence[int | None], counts: Sequence[int]) -> dict[str, Perc
 
 def describe(runs: Sequence[Run], metrics: Sequence[str], base: tuple[str, Mode] | None) -> list[dict[str, Any]]:
     """Return a row of figures for each run, held against that of `base` (weights, mode) with as many passages."""
-    held = {run.passages: run for run in runs if (run.weights, run.mode) == base}
+    held = {run.passages: run for run in runs if (run.weights, run.mode) == base and not run.prune}
     return [describe_run(run, metrics) | compare(run, held.get(run.passages), metrics[0]) for run in runs]
 
 
@@ -50,7 +54,7 @@ def describe_run(run: Run, metrics: Sequence[str]) -> dict[str, Any]:
     rows = run.predictions
     seconds = [row["seconds"] for row in rows if "seconds" in row]
     figures: dict[str, Any] = {
-        "reader": run.reader, "mode": run.mode, "passages": run.passages,
+        "reader": run.reader, "mode": run.mode, "passages": run.passages, "prune": run.prune,
         "passages_read": round(mean([row["read"] for row in rows]), 2), "questions": len(rows),
         **{metric: percent([row[metric] for row in rows]) for metric in metrics},
     }  # fmt: skip
@@ -103,7 +107,7 @@ def cells_of(row: dict[str, Any], reader: bool) -> dict[str, str]:
     """Return the cells of a row by the name of their column."""
     cells = {"reader": row["reader"]} if reader else {}
     read = "" if row["passages_read"] == row["passages"] else f" (read {row['passages_read']:g})"
-    cells |= {"mode": row["mode"], "passages": f"{row['passages']}{read}"}
+    cells |= {"mode": way(row), "passages": f"{row['passages']}{read}"}
     cells |= {title: value(row[metric]) for metric, title in TITLES.items() if metric in row}
     cells["found"] = f"{row['found'][0]:.1f}" if "found" in row else ""
     cells["difference"] = value(row["difference"], sign="+") if "difference" in row else ""
@@ -111,6 +115,11 @@ def cells_of(row: dict[str, Any], reader: bool) -> dict[str, str]:
     cells["q/s"] = f"{row['questions_per_second']:.3g}" if row["questions_per_second"] else ""
     cells["bytes/token"] = f"{row['bytes_per_token']:g}" if row["bytes_per_token"] else ""
     return cells
+
+
+def way(row: dict[str, Any]) -> str:
+    """Return how the passages of a row were read: the mode, and how many of them to the end."""
+    return f"{row['mode']}, prune {row['prune']}" if row.get("prune") else str(row["mode"])
 
 
 def value(figure: Percent, sign: str = "") -> str:

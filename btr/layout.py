@@ -11,17 +11,24 @@ import torch
 from torch import Tensor
 
 from btr.merge import MergedBits, Schedule, Tokens
+from btr.span import SpanReader
 
 BATCH_TOKENS = 2048  # tokens of a batch in the encoder, padding counted: what it makes on the way stays in the caches
+PADDING = 256  # of them padding: more than this takes longer than another batch
 
 
 def length_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Yield indices in batches of like length, longest first, each of one row or up to `budget` tokens with padding."""
+    """Yield indices in batches of like length, longest first, each of one row or up to `budget` tokens with padding.
+
+    No batch has more than `PADDING` tokens of padding.
+    """
     batch: list[int] = []
+    padding = 0
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
+        padding += lengths[batch[0]] - lengths[i] if batch else 0
+        if batch and (lengths[batch[0]] * (len(batch) + 1) > budget or padding > PADDING):
             yield batch
-            batch = []
+            batch, padding = [], 0
         batch.append(i)
     if batch:
         yield batch
@@ -79,9 +86,23 @@ class Halves:
             filled.append(rows)
         return filled, torch.tensor(lengths)
 
+    def only(self, chosen: Sequence[int]) -> "Halves":
+        """Return some of the passages."""
+        ends = np.cumsum(self.lengths)
+        tokens = torch.from_numpy(np.concatenate([np.arange(ends[i] - self.lengths[i], ends[i]) for i in chosen]))
+        return Halves(self.asked, [stream[tokens] for stream in self.read], [self.lengths[i] for i in chosen])
+
     def merged(self, bits: MergedBits) -> "Halves":
         """Average the passages' tokens that were chosen by their bits."""
         return Halves(self.asked, [bits.average(stream) for stream in self.read], bits.lengths)
+
+
+def first_look(model: SpanReader, halves: Halves) -> Tensor:
+    """Let the question look at each passage once: the features of `Skim`, (N, D + 1)."""
+    batches, Q = list(length_batches(halves.rows, BATCH_TOKENS)), len(halves.asked[0])
+    laid = (halves.batch(batch) for batch in batches)
+    found = torch.cat([model.glance(filled[0], lengths, Q) for filled, lengths in laid])
+    return found[torch.tensor([i for batch in batches for i in batch]).argsort()]
 
 
 Merging = Callable[[Tokens, Schedule, Tensor | None], Tokens]

@@ -4,9 +4,17 @@ from pathlib import Path
 from typing import Any
 
 from btr.errors import InputError
+from btr.figures import way
 
 SUFFIXES = (".png", ".pdf", ".svg")
-COLOURS = {"full": "#444444", "float": "#1f77b4", "binary": "#d62728", "transformers": "#9467bd", "merged": "#ff7f0e"}
+COLOURS = {
+    "full": "#444444",
+    "float": "#1f77b4",
+    "binary": "#d62728",
+    "transformers": "#9467bd",
+    "merged": "#ff7f0e",
+    "pruned": "#2ca02c",
+}
 MARKS = ("o", "s", "^", "D", "v", "P")  # one for each reader
 TITLES = {"em": "exact match, %", "accuracy": "accuracy, %"}
 
@@ -52,18 +60,21 @@ def metric_of(rows: list[dict[str, Any]]) -> str:
 
 
 def style(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return how a row is drawn: a colour for the mode, a mark for the reader."""
+    """Return how a row is drawn: a colour for the mode, a mark for the reader, hollow where passages were pruned."""
     readers = list(dict.fromkeys(r["reader"] for r in rows))
-    label = row["mode"] if len(readers) == 1 else f"{row['mode']}, {row['reader']}"
-    return {"color": COLOURS[row["mode"]], "marker": MARKS[readers.index(row["reader"]) % len(MARKS)], "label": label}
+    mode = way(row)
+    label = mode if len(readers) == 1 else f"{mode}, {row['reader']}"
+    fill = {"fillstyle": "none"} if mode != row["mode"] else {}
+    marker = MARKS[readers.index(row["reader"]) % len(MARKS)]
+    return {"color": COLOURS[row["mode"]], "marker": marker, "label": label, **fill}
 
 
 def series(rows: list[dict[str, Any]], name: str) -> list[list[dict[str, Any]]]:
-    """Return the rows that have a figure, those of one reader and mode together."""
+    """Return the rows that have a figure, those of one reader, mode and pruning together."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row[name] is not None:
-            groups.setdefault((row["reader"], row["mode"]), []).append(row)
+            groups.setdefault((row["reader"], way(row)), []).append(row)
     return list(groups.values())
 
 

@@ -16,6 +16,7 @@ from btr.errors import InputError
 FORMAT = 1
 MARK = b'{"btr_predictions": '
 KEY = ("reader", "mode", "passages", "number")  # weights of the reader, how it read, and the question's place from 0
+PRUNE = "prune"  # passages of those that were read to the end; where it is missing, all (0)
 
 Prediction = dict[str, Any]
 
@@ -106,7 +107,7 @@ def input_digest(question: str, answers: Sequence[str], passages: Sequence[tuple
 
 
 def _key(prediction: Prediction) -> tuple[Any, ...]:
-    return tuple(prediction[name] for name in KEY)
+    return (*(prediction[name] for name in KEY), prediction.get(PRUNE, 0))
 
 
 def _check(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@
 Shapes: B questions, N passages, R rows (question x passage), T row tokens, M tokens of all passages, D width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,13 +20,14 @@ from btr import kernels, layout
 from btr.answer import Answer, Memory, Span, Stopwatch
 from btr.binarize import Known
 from btr.checkpoint import digest, load_reader, load_tokenizer, resolve, save_reader
-from btr.config import MODES, Mode, ReaderConfig
+from btr.config import Mode, ReaderConfig
 from btr.errors import InputError
 from btr.extractive import Extractive
 from btr.fid import FiD
 from btr.generative import Generative
-from btr.layout import Halves, MergedRows, in_batches, length_batches, pad
+from btr.layout import Halves, MergedRows, first_look, in_batches, length_batches, pad
 from btr.merge import MergedBits, Preset, Schedule, merge_bits
+from btr.refusals import check_encoded, check_merge, check_mode, check_prune
 from btr.span import SpanReader
 from btr.storage.encoded import Encoded
 
@@ -108,6 +109,11 @@ class Reader:
         return self._text.family
 
     @property
+    def prunes(self) -> bool:
+        """Whether it can read some of the passages to the end, and leave the others."""
+        return isinstance(self.model, SpanReader) and self.model.skim is not None
+
+    @property
     def D(self) -> int:
         """Width of a token's vector."""
         return self.model.width
@@ -140,7 +146,7 @@ class Reader:
         Raises:
             InputError: no passages, one without text, or a reader without k.
         """
-        self._check_mode("binary")
+        check_mode("binary", self.config)
         if not len(passages):
             raise InputError("no passages to calibrate from; pass at least one")
         ids, _ = self.passage_ids(titled(passages))
@@ -177,14 +183,6 @@ class Reader:
                 raise InputError(f"passage {n + 1} of {len(passages)} has no text; leave it out")
         return self._text.passage_ids(passages, self.config.max_passage_tokens)
 
-    def _check_mode(self, mode: Mode) -> None:
-        if mode not in MODES:
-            raise InputError(f"mode is {mode!r}; use one of {', '.join(MODES)}")
-        if mode != "full" and not self.config.k:
-            raise InputError(
-                f"mode {mode!r} needs a split layer and this reader has none; load it with k, or use mode 'full'"
-            )
-
     def encode_passages(self, passages: Sequence[PassageText], mode: Mode = "binary") -> Encoded:
         """Read passages once, apart from any question: signs (mode 'binary') or states (mode 'float') after layer k.
 
@@ -198,7 +196,7 @@ class Reader:
         self, passages: Sequence[PassageText], ids: Sequence[Sequence[int]], mode: Mode = "binary"
     ) -> Encoded:
         """Encode passages whose tokens `passage_ids` has made; as `encode_passages`."""
-        self._check_mode(mode)
+        check_mode(mode, self.config)
         if mode == "full":
             raise InputError("mode 'full' reads passages with the question and keeps nothing; use 'binary' or 'float'")
         lengths = np.array([len(row) for row in ids], np.int32)
@@ -252,16 +250,18 @@ class Reader:
         mode: Mode | None = None,
         max_new_tokens: int = 32,
         merge: Schedule | None = None,
+        prune: int = 0,
     ) -> Answer:
         """Answer one question from passages, or from what `encode_passages` or a store gave; no mode: the reader's own.
 
         merge: how much passage tokens are merged on the way (`schedule`), in modes float and binary; None: not at all.
+        prune: how many passages are read to the end, those that a first look says are worth it (`Skim`); 0: all.
 
         Raises:
             InputError: blank or over-long question, no passages, an Encoded of another reader or of another mode, or a
-                schedule that this reader or mode cannot follow.
+                schedule or number that this reader or mode cannot follow.
         """
-        return self.answer_batch([question], [passages], mode, max_new_tokens, merge)[0]
+        return self.answer_batch([question], [passages], mode, max_new_tokens, merge, prune)[0]
 
     @torch.inference_mode()
     def answer_batch(
@@ -271,13 +271,15 @@ class Reader:
         mode: Mode | None = None,
         max_new_tokens: int = 32,
         merge: Schedule | None = None,
+        prune: int = 0,
     ) -> list[Answer]:
         """Answer B questions, each from its own passages; as `answer`, decoded together."""
         mode = mode or self.config.default_mode
-        self._check_mode(mode)
+        check_mode(mode, self.config)
         merge = merge if merge is not None and merge.merges else None
         if merge is not None:
-            self._check_merge(merge, mode)
+            check_merge(merge, self.schedule("none"), mode)
+        check_prune(self.model, prune, mode, self.name)
         if len(questions) != len(passages):
             raise InputError(
                 f"{len(questions)} questions and {len(passages)} lists of passages; pass one list per question"
@@ -293,7 +295,7 @@ class Reader:
         for ids, given in zip(asked, passages, strict=True):
             if not len(given):
                 raise InputError("no passages to read; pass at least one")
-            memories.append(self._remember(ids, given, mode, merge, watch))
+            memories.append(self._remember(ids, given, mode, merge, prune, watch))
         return self._text.answer(memories, mode, max_new_tokens, watch)
 
     def _remember(
@@ -302,6 +304,7 @@ class Reader:
         given: "Sequence[PassageText] | Encoded",
         mode: Mode,
         merge: Schedule | None,
+        prune: int,
         watch: Stopwatch,
     ) -> tuple[Tensor | MergedRows, Memory]:
         """Encode a question with its passages: memory (rows' tokens, D), row after row or merged, and what it holds."""
@@ -313,54 +316,65 @@ class Reader:
                 lengths = [Q + len(row) for row in ids]
                 states = in_batches(lengths, lambda batch: self._full(question, [ids[i] for i in batch]))
             return states, Memory(Q, tuple(lengths), tuple(titled(given)), tuple(map(np.array, ids)))
-        with watch("encode"):
-            encoded = given if isinstance(given, Encoded) else self.encode_passages(given, mode)
-            self._check_encoded(encoded, mode)
-            asked = self.model.lower(*self._padded([question]))[0]
+        encoded, halves = self._apart(question, given, mode, watch)
+        rows = halves.rows
         with watch("expand"):
-            halves = Halves(
-                [asked, self.model.normalised(asked)], self._expand(encoded), [int(n) for n in encoded.lengths]
-            )
             bits = None
             if merge is not None and merge.bits and encoded.packed is not None:
                 bits = merge_bits(encoded.packed, halves.lengths, merge.bits)
         with watch("encode"):
+            if 0 < prune < len(rows) and isinstance(self.model, SpanReader) and self.model.skim is not None:
+                chosen = self.model.skim.best(first_look(self.model, halves), prune)
+                halves, rows = halves.only(chosen), [n if i in chosen else 0 for i, n in enumerate(rows)]
             memory = self._join(halves, merge, bits)
+        return memory, self._held(Q, rows, encoded, titled(given))
+
+    def _apart(
+        self, question: list[int], given: "Sequence[PassageText] | Encoded", mode: Mode, watch: Stopwatch
+    ) -> tuple[Encoded, Halves]:
+        """Take what layers 1..k make of a question and, apart from it, of its passages."""
+        with watch("encode"):
+            encoded = given if isinstance(given, Encoded) else self.encode_passages(given, mode)
+            check_encoded(encoded, mode, self.fingerprint)
+            asked = self.model.lower(*self._padded([question]))[0]
+        with watch("expand"):
+            streams = [asked, self.model.normalised(asked)]
+            return encoded, Halves(streams, self._expand(encoded), [int(n) for n in encoded.lengths])
+
+    @staticmethod
+    def _held(question: int, rows: Sequence[int], encoded: Encoded, texts: Sequence[tuple[str, str]]) -> Memory:
         tokens = np.split(encoded.token_ids, encoded.offsets[1:-1])
-        return memory, Memory(Q, tuple(halves.rows), tuple(titled(given)), tuple(tokens))
+        return Memory(question, tuple(rows), tuple(texts), tuple(tokens))
+
+    @torch.inference_mode()
+    def skimmed(self, question: str, passages: Sequence[PassageText]) -> tuple[Tensor, Tensor]:
+        """Return what `Skim.fit` takes of a question: features of a first look (N, D + 1), and what came of each, (N,).
+
+        Raises:
+            InputError: not a span reader with k, or as `answer`.
+        """
+        if not isinstance(self._text, Extractive) or not isinstance(self.model, SpanReader):
+            raise InputError("a generative reader prunes no passages; skim with a span reader")
+        check_mode("binary", self.config)
+        if not len(passages):
+            raise InputError("no passages to look at; pass at least one")
+        ids = self.question_ids(question)
+        encoded, halves = self._apart(ids, passages, "binary", Stopwatch())
+        held = self._held(len(ids), halves.rows, encoded, titled(passages))
+        return first_look(self.model, halves), self._text.promise(in_batches(halves.rows, self._joiner(halves)), held)
 
     def _join(self, halves: Halves, merge: Schedule | None, bits: MergedBits | None) -> Tensor | MergedRows:
         if merge is not None and isinstance(self.model, FiD):
             return MergedRows.join(halves, merge, bits, self.model.merging)
 
+        return in_batches(halves.rows, self._joiner(halves))
+
+    def _joiner(self, halves: Halves) -> Callable[[list[int]], Tensor]:
         def join(batch: list[int]) -> Tensor:
             filled, lengths = halves.batch(batch)
             return self.model.join(filled[0], lengths, *filled[1:])
 
-        return in_batches(halves.rows, join)
-
-    def _check_merge(self, merge: Schedule, mode: Mode) -> None:
-        layers = self.schedule("none")
-        for name in ("encoder", "decoder"):
-            asked, has = len(getattr(merge, name)), len(getattr(layers, name))
-            if asked != has:
-                raise InputError(f"the schedule is for {asked} {name} layers, this reader has {has}; take its own one")
-        if mode == "full" or (merge.bits and mode != "binary"):
-            needed = "mode 'binary'" if merge.bits else "mode 'float' or 'binary'"
-            raise InputError(f"mode {mode!r} cannot merge by this schedule, which needs {needed}; leave it out")
-
-    def _check_encoded(self, encoded: Encoded, mode: Mode) -> None:
-        if encoded.fingerprint != self.fingerprint:
-            raise InputError(
-                f"the passages were encoded by reader {encoded.fingerprint}, this reader is {self.fingerprint}; "
-                "encode them again with this one"
-            )
-        if (encoded.packed if mode == "binary" else encoded.states) is None:
-            held = "float states" if mode == "binary" else "signs"
-            raise InputError(
-                f"mode {mode!r} was asked for and the passages hold {held}; "
-                f"encode them with encode_passages(passages, mode={mode!r})"
-            )
+        return join
 
     def _full(self, question: list[int], passages: list[list[int]]) -> Tensor:
         ids, lengths = self._padded([question + row for row in passages])

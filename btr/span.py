@@ -18,6 +18,7 @@ from btr.bert import Bert
 from btr.binarize import Binarizer, Known
 from btr.config import Mode, ReaderConfig
 from btr.fid import Rows
+from btr.skim import Skim
 
 
 class SpanReader(nn.Module):
@@ -38,6 +39,7 @@ class SpanReader(nn.Module):
         self.config = config
         self.binarizer = Binarizer(bert.config.hidden_size, config.calibration, bits=config.bits)
         self.head = nn.Linear(bert.config.hidden_size, 2)
+        self.skim: Skim | None = None  # fitted to these weights, when they are trained no more
 
     def fit(self, hidden: Tensor, u_hat: Tensor) -> Tensor:
         """Return the scalar of each token (..., 1): the best s for hidden ~ s * u_hat; 1 in the paper's variant."""
@@ -146,6 +148,20 @@ class SpanReader(nn.Module):
         normed is what `FiD.join` needs; here there is no other stream than hidden.
         """
         return self.bert(hidden, unpadded(lengths, hidden.shape[1]), self.config.k)
+
+    def glance(self, hidden: Tensor, lengths: Tensor, question: int) -> Tensor:
+        """Return the features of `Skim`, (R, D + 1) float32, of rows as `join` takes them, `question` tokens first.
+
+        They are the mean state of the question after layer k+1, in which it alone is followed, and the mean over its
+        tokens of the greatest cosine with a token of the passage.
+        """
+        asked = self.bert.layers[self.config.k](hidden, unpadded(lengths, hidden.shape[1]), question)
+        norms = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32).clamp(min=1e-6)
+        dots = (hidden[:, :question] @ hidden[:, question:].transpose(1, 2)).float()
+        cosines = dots / norms[:, :question, None] / norms[:, None, question:]
+        padding = torch.arange(question, hidden.shape[1], device=hidden.device)[None] >= lengths[:, None]
+        alike = cosines.masked_fill(padding[:, None], -1.0).amax(2).mean(1)
+        return torch.cat((asked.float().mean(1), alike[:, None]), 1)
 
     def point(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits that each token of memory (..., D) starts and ends the answer: two (...), float32."""

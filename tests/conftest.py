@@ -257,6 +257,23 @@ def span_reader(bert_folder: Path, tiny_passages: "list[Passage]") -> "Reader":
 
 
 @pytest.fixture(scope="session")
+def pruning_reader(span_reader: "Reader") -> "Reader":
+    """The same span reader, which can prune: by random weights."""
+    import copy
+
+    import torch
+
+    from btr.skim import Skim
+    from btr.span import SpanReader
+
+    reader = copy.deepcopy(span_reader)
+    assert isinstance(reader.model, SpanReader)
+    reader.model.skim = Skim(reader.D)
+    reader.model.skim.weight.copy_(torch.randn(reader.D + 1, generator=torch.Generator().manual_seed(5)))
+    return reader
+
+
+@pytest.fixture(scope="session")
 def reader_folder(tiny_reader: "Reader", tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds the tiny reader."""
     folder = tmp_path_factory.mktemp("reader") / "tiny"

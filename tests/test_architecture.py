@@ -15,7 +15,7 @@ ROOMS = {"btr": "btr", "btr.kernels": "kernels", "btr.storage": "storage", "btr.
 MAX_LINES = 400
 
 MATHS = {f"btr.{name}" for name in ("bert", "bias", "binarize", "config", "decoding", "elementwise", "fid", "merge")}
-MATHS |= {f"btr.{name}" for name in ("metrics", "span", "t5")}
+MATHS |= {f"btr.{name}" for name in ("metrics", "skim", "span", "t5")}
 KERNELS = {"btr.binarize", "btr.elementwise", "btr.merge"}  # the mathematics that kernels do
 COMMANDS = {
     f"btr.{name}"
@@ -38,7 +38,17 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
 RECORD = {"btr.storage.encoded", "btr.storage.format"}
 TEXT = {
     f"btr.{name}"
-    for name in ("answer", "checkpoint", "errors", "extractive", "generative", "kernels", "layout", "reader")
+    for name in (
+        "answer",
+        "checkpoint",
+        "errors",
+        "extractive",
+        "generative",
+        "kernels",
+        "layout",
+        "reader",
+        "refusals",
+    )
 }
 READER_MAY = MATHS | RECORD | TEXT
 

@@ -23,6 +23,7 @@ from btr.train.plot import draw_curves
 from btr.train.processes import join_processes
 from btr.train.recipe import expand, read_recipe, stages_of
 from btr.train.schedule import RATES, Schedule
+from btr.train.skim import fit_skim
 from btr.train.sources import drawer, open_dev, settings
 from btr.train.start import build_student, load_teacher
 from btr.train.tokenizer import train_tokenizer
@@ -129,6 +130,8 @@ def execute(argv: Sequence[str]) -> None:
         say(f"wrote {options.out}: {options.size:,} pieces, which are {100 * share:.2f} % of the text")
     elif options.command == "neighbours":
         write_neighbours(options.questions, options.text, options.limit, options.top, Path(options.out), say)
+    elif options.command == "skim":
+        fit_skim(options.reader, options.questions, options.limit, options.passages, options.dtype, say)
     elif options.command in ("kale", "leaf"):
         train_encoder(options, say)
     elif options.command == "all":

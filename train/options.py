@@ -79,7 +79,7 @@ def add_command(commands: Any, name: str, about: str, usage: str) -> argparse.Ar
 
 
 def add_preparations(commands: Any) -> None:
-    """Add the commands that come before training."""
+    """Add the commands that come before training, and what comes after it."""
     usage = "--text TEXT --out FILE [option ...]"
     tokenizer = add_command(commands, "tokenizer", "learn a vocabulary from text", usage)
     tokenizer.add_argument("--text", required=True, help="passages or articles")
@@ -101,6 +101,14 @@ def add_preparations(commands: Any) -> None:
     count(near, "--limit", None, "passages of --text to use; default: all")
     count(near, "--top", 20, "neighbours kept")
     near.add_argument("--out", required=True, metavar="FILE", help="FiD-style .jsonl to write")
+    about = "fit what a trained span reader needs to prune passages, and write it into its folder"
+    skim = add_command(commands, "skim", about, "--reader READER --questions FILE ... [option ...]")
+    skim.add_argument("--reader", required=True, metavar="FOLDER", help="folder of the reader")
+    about = "files of questions with passages, taken in turn; answers are not used"
+    skim.add_argument("--questions", nargs="+", required=True, metavar="FILE", help=about)
+    count(skim, "--limit", 800, "questions to fit to")
+    count(skim, "--passages", 20, "passages of a question")
+    skim.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32", help="of the reader (%(default)s)")
 
 
 def add_encoders(commands: Any) -> None:

@@ -45,7 +45,7 @@ class StreamOptions(BaseModel):
 
 
 class CompletionBase(Evidence):
-    """Hold what both kinds of completion share; `top_k`, `ids`, `passages`, `mode`, `merge_ratio` are btr's own."""
+    """Hold what both kinds of completion share; `top_k`, `ids`, `passages`, `mode`, `merge_ratio`, `prune` are ours."""
 
     model_config = LENIENT
     model: Text

@@ -42,7 +42,8 @@ class InlinePassage(BaseModel):
 class Evidence(BaseModel):
     """Say what to read: the best `top_k` of the store (the default), these `ids`, or these `passages`; and how.
 
-    `merge_ratio` is the share of passage tokens merged away in every upper layer (generative readers, not in `full`).
+    `merge_ratio` is the share of passage tokens merged away in every upper layer (generative readers, not in `full`);
+    `prune` how many passages a span reader reads to the end (0: all; not in `full`); the server's own by default.
     """
 
     top_k: int | None = None
@@ -50,6 +51,7 @@ class Evidence(BaseModel):
     passages: list[InlinePassage] | None = Field(default=None, max_length=MOST_IDS)
     mode: Mode | None = None
     merge_ratio: float | None = Field(default=None, ge=0, le=0.5)
+    prune: int | None = Field(default=None, ge=0, le=MOST_IDS)
 
 
 class AnswerRequest(Evidence):
@@ -148,7 +150,7 @@ class AnswerResponse(BaseModel):
     `score` is the mean log-probability per answer token or, from a span reader, the span's log-probability; `citation`
     and `no_answer`, the probability that none of the passages answers, come from span readers alone; `timings` are
     seconds (`tokenize` and what follows are those of the `batch` questions that were read together); `bits_read`
-    counts the stored signs, `answer_tokens` the tokens of the answer.
+    counts the stored signs, `answer_tokens` the tokens of the answer; `read` passages were read to the end.
     """
 
     answer: str
@@ -160,6 +162,7 @@ class AnswerResponse(BaseModel):
     passages: list[CitedPassage]
     timings: dict[str, float]
     batch: int
+    read: int
     bits_read: int
     tokens_read: int
     answer_tokens: int

@@ -134,6 +134,8 @@ class Service:
         if len(request.question) > limits.max_question_chars:
             message = f"the question has {len(request.question)} characters, over {limits.max_question_chars}"
             raise RequestError(413, message, "too_large")
+        if request.prune and not self.reader.prunes:
+            raise RequestError(400, "this reader reads all passages to the end; leave prune out", "cannot_prune")
         given = [name for name in ("top_k", "ids", "passages") if getattr(request, name) is not None]
         if len(given) > 1:
             raise RequestError(400, f"send only one of top_k, ids and passages, not {' and '.join(given)}", "conflict")
@@ -159,7 +161,12 @@ class Service:
 
     def kind(self, request: AnswerRequest) -> Hashable:
         """Return what questions must have in common to be read together."""
-        return (request.mode or self.mode, request.max_new_tokens, request.merge_ratio or 0.0)
+        return (request.mode or self.mode, request.max_new_tokens, request.merge_ratio or 0.0, self._prune(request))
+
+    def _prune(self, request: AnswerRequest) -> int:
+        """Return how many passages to read to the end, 0 for all: mode full knows no less, if it was not asked to."""
+        own = 0 if (request.mode or self.mode) == "full" else self.settings.prune
+        return own if request.prune is None else request.prune
 
     def answer(self, requests: Sequence[AnswerRequest]) -> list[AnswerResponse | Exception]:
         """Answer checked questions of one kind; one that cannot be answered has an exception in its place."""
@@ -202,6 +209,7 @@ class Service:
                     mode=mode,
                     max_new_tokens=first.max_new_tokens,
                     merge=merge,
+                    prune=self._prune(first),
                 )
             )
         except Exception as error:
@@ -224,6 +232,7 @@ class Service:
             passages=_cite(chosen, answer),
             timings=timings,
             batch=batch,
+            read=answer.read,
             bits_read=tokens * self.reader.bits if answer.mode == "binary" else 0,
             tokens_read=tokens,
             answer_tokens=len(answer.tokens),

@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535, description="0 takes a free one")
     mode: Mode = Field("binary", description="how passages are read when a request does not say")
     top: Count | None = Field(None, description="passages read per question; default: the reader's own number")
+    prune: int = Field(
+        0, ge=0, le=1 << 20, description="passages read to the end, of those; 0: all (needs skim.safetensors)"
+    )
     keys_file: Path | None = Field(None, description="API keys, one to a line; without it everybody may ask")
     editable: bool = Field(False, description="let /v1/passages put passages into the store and delete them")
     queue: Count = Field(64, description="questions that may wait; one more is answered 429")

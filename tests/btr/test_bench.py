@@ -56,7 +56,7 @@ def test_rows_and_their_sizes(capsys: pytest.CaptureFixture[str], questions: int
 def test_span_reader_has_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
     figures = figures_of(capsys, "--passages", "2", "--shape", "minilm", "--questions", "2")
     rows = figures["sizes"][0]["rows"]
-    assert list(rows) == ["transformers", "full", "float", "binary"] and figures["new_tokens"] == 0
+    assert list(rows) == ["transformers", "full", "float", "binary", "pruned"] and figures["new_tokens"] == 0
     assert rows["binary"]["bytes_per_token"] == 64 // 8 + 2
     assert {"load", "expand", "encode", "decode"} <= set(rows["binary"]["phases"])
 

@@ -16,6 +16,7 @@ from btr.answer import Answer
 from btr.corpus import Passage, Question
 from btr.eval import main, score
 from btr.evidence import own_passages
+from btr.questions import find_questions
 from btr.reader import Reader
 from btr.storage import Store
 
@@ -87,7 +88,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     given: dict[str, str] = {}
     answer = Reader.answer
 
-    def canned(self: Reader, question: str, *args: Any) -> Answer:
+    def canned(self: Reader, question: str, *args: Any, **settings: Any) -> Answer:
         found = answer(self, question, *args)
         return replace(found, text=given.get(question, found.text))
 
@@ -236,6 +237,35 @@ def test_place_of_a_quoted_answer_is_kept(squad: Path, tmp_path: Path, span_fold
     assert all(row["answer"] for row in rows)
 
 
+def test_pruned_rows_stand_beside_whole_ones(
+    squad: Path, tmp_path: Path, pruning_reader: Reader, span_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pruning_reader.save_pretrained(tmp_path / "prunes")
+    out = tmp_path / "out.jsonl"
+    given = ["squad", "--data", str(squad), "--passages", "3", "--prune", "0,1", "--out", str(out)]
+    assert main([*given, "--modes", "binary", "--reader", str(tmp_path / "prunes"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["mode"], row["prune"], row.get("against")) for row in rows] == [
+        ("binary", 0, None), ("binary", 1, "binary"),
+    ]  # fmt: skip
+    kept = out.read_text(encoding="utf-8").splitlines()
+    alone = [pruning_reader.answer(ASKED[0], own_passages(q, 3), "binary", 16, prune=1) for q in find(squad)]
+    assert [row["answer"] for row in read(out)[3:]] == [answer.text for answer in alone]
+    assert main([*given, "--modes", "full,binary", "--reader", str(tmp_path / "prunes")]) == 0
+    assert [line for line in out.read_text(encoding="utf-8").splitlines() if line in kept] == kept
+    table = capsys.readouterr().out
+    assert "binary, prune 1" in table and "full, prune" not in table and "against full" in table
+    assert main([*given, "--reader", str(span_folder)]) == 2
+    assert "python -m btr.train skim --reader" in capsys.readouterr().err
+    assert main([*given[:-3], "-1", "--reader", str(span_folder)]) == 2
+    assert "--prune has '-1'; give numbers from 0" in capsys.readouterr().err
+
+
+def find(squad: Path) -> list[Question]:
+    """The questions of the folder of tasks."""
+    return find_questions("squad", str(squad)).questions
+
+
 def test_against_another_reader(run: Run, squad: Path, tiny_folders: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     teacher = tiny_folders["1.0"]
@@ -270,9 +300,9 @@ def test_killed_run_goes_on_where_it_was(
     asked: list[str] = []
     predict = Reader.answer
 
-    def count(self: Reader, question: str, passages: Any, mode: str, most: int) -> Answer:
+    def count(self: Reader, question: str, passages: Any, mode: str, most: int, prune: int) -> Answer:
         asked.append(f"{mode} {most}")
-        return predict(self, question, passages, mode, most)
+        return predict(self, question, passages, mode, most, prune=prune)
 
     monkeypatch.setattr(Reader, "answer", count)
     resumed = run(*arguments, out)

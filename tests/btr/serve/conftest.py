@@ -106,7 +106,13 @@ class FakeReader:
         self.gate.set()
 
     def answer_batch(
-        self, questions: Sequence[str], sources: Sequence[Any], mode: str, max_new_tokens: int, merge: object
+        self,
+        questions: Sequence[str],
+        sources: Sequence[Any],
+        mode: str,
+        max_new_tokens: int,
+        merge: object,
+        prune: int,
     ) -> list[SimpleNamespace]:
         self.batches.append(list(questions))
         self.during()
@@ -122,7 +128,7 @@ class FakeReader:
         attention = [np.zeros(TOKENS, np.float32)] * count
         return SimpleNamespace(
             text="Ada Berg", score=-0.25, timings=timings, mode=mode, evidence=evidence, token_evidence=attention,
-            span=self.span, no_answer=None if self.span is None else 0.25, tokens=(7, 8),
+            span=self.span, read=count, no_answer=None if self.span is None else 0.25, tokens=(7, 8),
         )  # fmt: skip
 
 

@@ -23,18 +23,19 @@ from btr.serve import AnswerRequest, Desk, Library, Service, Settings
 from btr.serve.schema import AnswerResponse, RequestError
 from btr.storage import Store
 
+IDS = ["p0", "p1", "p2", "p4"]
 QUESTIONS = ("Who built the lighthouse?", "What eats fish?", "How deep is the harbour of Vellin?", "salt")
 
 
 @pytest.fixture(scope="module")
 def folder(
-    tiny_readers: dict[str, Reader], span_reader: Reader, tiny_passages: list[Passage], tmp_path_factory: Any
+    tiny_readers: dict[str, Reader], pruning_reader: Reader, tiny_passages: list[Passage], tmp_path_factory: Any
 ) -> Path:
     """Two readers, `t5` and `bert`, and a store of each, two passages to a block."""
     folder = tmp_path_factory.mktemp("whole")
     lines = [json.dumps({"id": p.id, "title": p.title, "text": p.text}) for p in tiny_passages]
     (folder / "corpus.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    for name, reader in (("t5", tiny_readers["1.1"]), ("bert", span_reader)):
+    for name, reader in (("t5", tiny_readers["1.1"]), ("bert", pruning_reader)):
         reader.save_pretrained(folder / name)
         made = [str(folder / "corpus.jsonl"), "--reader", str(folder / name), "--store", str(folder / f"{name}.btr")]
         assert precompute.main(made) == 0
@@ -72,6 +73,28 @@ def test_merging_is_within_limits_and_apart_from_plain_reading(folder: Path) -> 
     assert isinstance(reply, AnswerResponse)
     [refused] = open_service(folder, "bert").answer([merged])
     assert isinstance(refused, RequestError) and refused.status == 400 and "merges no tokens" in refused.message
+
+
+def test_pruning_is_within_limits_and_the_servers_unless_asked(folder: Path) -> None:
+    service = open_service(folder, "bert", prune=2)
+    service.warm_up()
+    plain, asked = AnswerRequest(question=QUESTIONS[0], ids=IDS), AnswerRequest(question=QUESTIONS[0], ids=IDS, prune=1)
+    whole = AnswerRequest(question=QUESTIONS[0], ids=IDS, mode="full")
+    assert len({service.kind(request) for request in (plain, asked, whole)}) == 3
+    for request, read in ((plain, 2), (asked, 1), (whole, 4), (asked.model_copy(update={"prune": 0}), 4)):
+        service.check(request)
+        [reply] = service.answer([request])
+        assert isinstance(reply, AnswerResponse) and reply.read == read
+        assert sorted(p.id for p in reply.passages) == IDS and sum(p.evidence > 0 for p in reply.passages) == read
+        assert reply.citation is not None and reply.passages[0].evidence > 0
+        [quoted] = [p for p in reply.passages if p.id == reply.citation.id]
+        assert quoted.text[reply.citation.start : reply.citation.end] == reply.answer and quoted.evidence > 0
+    [refused] = service.answer([asked.model_copy(update={"mode": "full"})])
+    assert isinstance(refused, RequestError) and refused.status == 400 and "no first look" in refused.message
+    with pytest.raises(RequestError, match="leave prune out"):
+        open_service(folder, "t5").check(asked)
+    with pytest.raises(RequestError, match="prunes no passages"):
+        open_service(folder, "t5", prune=2).warm_up()
 
 
 def flip(store: Path, text: bytes) -> None:
@@ -121,7 +144,10 @@ HOSTILE = int(os.environ.get("HOSTILE_REQUESTS", "1500"))
 PIECES: tuple[Any, ...] = (
     None, True, 0, -1, 1 << 70, 1e308, "", " ", "x" * 3000, "\x00", "\ud800", [], [[]], {}, {"a": 1}, "binary", ["p1"],
 )  # fmt: skip
-FIELDS = ("question", "top_k", "ids", "passages", "mode", "merge_ratio", "max_new_tokens", "timeout", "messages", "n")
+FIELDS = (
+    *("question", "top_k", "ids", "passages", "mode", "merge_ratio", "prune", "max_new_tokens", "timeout"),
+    *("messages", "n"),
+)
 PATHS = (
     "/v1/answer", "/v1/answer/batch", "/v1/chat/completions", "/v1/completions", "/v1/passages", "/v1/passages/x",
     "/v1/models/x",

@@ -1,0 +1,58 @@
+"""Fit what a reader skims passages with, so that it can read a few of many to the end."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from btr.checkpoint import SKIM, save_skim
+from btr.corpus import Question, read_questions
+from btr.errors import InputError
+from btr.evidence import own_passages
+from btr.reader import Reader
+from btr.skim import Skim
+from btr.span import SpanReader
+
+EVERY = 10  # questions between two reports
+
+
+def fit_skim(
+    path: str, questions: Sequence[str], limit: int, passages: int, dtype: str, say: Callable[[str], None]
+) -> None:
+    """Fit to `limit` questions, taken from the files in turn, and write it into the folder of the reader.
+
+    Raises:
+        InputError: no folder, a generative reader or one without k, or questions without passages.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"--reader {path}: no such folder; give that of a reader, where skim.safetensors is to be")
+    reader = Reader.from_pretrained(path, dtype=dtype)
+    if not isinstance(reader.model, SpanReader):
+        raise InputError(f"--reader {path}: a generative reader prunes no passages; give a span reader")
+    read = in_turn([read_questions(name) for name in questions])
+    skim = Skim.fit(skimmed(reader, itertools.islice(read, limit), passages, say))
+    reader.model.skim = skim
+    save_skim(reader.model, folder)
+    say(f"wrote {folder / SKIM}")
+
+
+def in_turn(files: Sequence[Iterator[Question]]) -> Iterator[Question]:
+    """Yield a question of each file in turn, as long as there are any."""
+    for row in itertools.zip_longest(*files):
+        yield from (question for question in row if question is not None)
+
+
+def skimmed(
+    reader: Reader, questions: Iterator[Question], passages: int, say: Callable[[str], None]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield features and outcomes of each question's passages; one that cannot be read is left out."""
+    left = 0
+    for number, question in enumerate(questions, 1):
+        try:
+            yield reader.skimmed(question.question, own_passages(question, passages))
+        except InputError:  # too long, or no passage, or one without text
+            left += 1
+        if number % EVERY == 0:
+            say(f"{number:,} questions, {left:,} left out")
