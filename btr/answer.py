@@ -30,7 +30,7 @@ class Answer:
         span reader, a quotation.
     score: log-probability: of a generative reader, the mean per decoded token, end of sequence included; of a span
         reader, of the start plus of the end.
-    timings: seconds by phase (tokenize, expand, encode, project, decode); of the whole batch.
+    timings: seconds by phase (tokenize, expand, encode, merge, decode); of the whole batch.
     tokens: the ids of the answer, without end of sequence.
     evidence: float32 (N,), the passages' shares, summing to 1: of the decoder's attention to passages, averaged over
         layers, heads and steps; of a span reader, of the probability of start and end.
