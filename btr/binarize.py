@@ -21,6 +21,7 @@ from btr.config import Calibration, StraightThrough
 
 SMALLEST_WEIGHT = 1e-3  # a norm weight nearer to 0 than this is treated as this, with its sign, when dividing by it
 SMALLEST_MAGNITUDE = 1e-6
+LARGEST_SCALE = 61440.0  # that float16 has with 3 bits of mantissa
 RIDGE = 1e-4  # of the mean variance of what is regressed on, and in itself
 
 
@@ -181,6 +182,15 @@ def directions(rest: Tensor, bits: int) -> Tensor:
     principal = torch.linalg.eigh(rest.T @ rest)[1].flip(1)[:, :bits]
     drawn = torch.randn(bits, bits, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     return torch.linalg.qr(drawn)[0].to(rest.device) @ principal.T
+
+
+def round_scale(scale: Tensor) -> Tensor:
+    """Round scalars (M,) to float16 with 3 of its 10 bits of mantissa: within a sixteenth, so that one byte can say it.
+
+    Beside the signs' error this is nothing, and few different values are cheap to store.
+    """
+    bits = scale.clamp(-LARGEST_SCALE, LARGEST_SCALE).to(torch.float16).view(torch.int16)
+    return ((bits + 0x40) & ~0x7F).view(torch.float16)
 
 
 def safe_weight(weight: Tensor) -> Tensor:

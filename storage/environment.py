@@ -10,12 +10,15 @@ from typing import Self
 
 import lmdb
 
+from .codebook import Codebook
 from .errors import BadPassage, Corrupt
-from .format import Record, Settings, check_block, id_key, read_record, record_view
+from .format import Settings, check_block, id_key, record_view
 from .manifest import Shard
+from .record import Record, read_record
 
 DATA = "data.mdb"
 CONTENT = b"content"  # in `meta`: the content hash, by which a shard is known
+CODEBOOK = b"codebook"  # in `meta`; shards whose blocks are of version 1 have none
 BLOCK_KEY = struct.Struct(">Q")  # big-endian: LMDB sorts keys as bytes, so blocks lie in the order of their numbers
 ORDINAL = struct.Struct("<Q")
 
@@ -32,7 +35,9 @@ class Environment:
             )
             with self.lmdb.begin() as txn:
                 self.content = bytes(txn.get(CONTENT, db=self.meta) or b"").decode("ascii", "replace")
-        except lmdb.Error:
+                found = txn.get(CODEBOOK, db=self.meta)
+            self.codebook = None if found is None else Codebook.from_bytes(bytes(found))
+        except (lmdb.Error, Corrupt):
             self.lmdb.close()
             raise
 
@@ -57,7 +62,7 @@ def shared_environment(folder: Path) -> Environment:
                 found.lmdb.close()  # unmaps this process's copy; the parent keeps its own
             try:
                 _environments[file] = found = Environment(folder)
-            except lmdb.Error as error:
+            except (lmdb.Error, Corrupt) as error:
                 raise Corrupt(f"{folder / DATA}: {error}") from None
         return found
 
@@ -124,7 +129,7 @@ class Snapshot:
             block = self.txn.get(BLOCK_KEY.pack(number), db=self.environment.blocks)
             if block is None:
                 raise Corrupt("it is missing")
-            check_block(block, self.settings)
+            check_block(block, self.settings, self.environment.codebook is not None)
         except (Corrupt, lmdb.Error) as error:
             raise Corrupt(f"{self.name}, block {number}: {error}") from None
         return block
@@ -145,7 +150,7 @@ class Snapshot:
         """
         view = self.view(number)
         try:
-            record = read_record(view, self.settings)
+            record = read_record(view, self.settings, self.environment.codebook)
             if passage_id is not None and record.id != passage_id:
                 raise Corrupt(f"it is passage {record.id!r}")
         except Corrupt as error:

@@ -12,8 +12,8 @@ import numpy as np
 from .deletions import read_deletions
 from .environment import DATA, Environment, Snapshot, shared_environment
 from .errors import Corrupt, StoreError
-from .format import Record
 from .manifest import MANIFEST, SHARDS, Manifest, Shard, lock_manifest, precompute_command
+from .record import Record
 
 
 class View:
@@ -109,6 +109,10 @@ class View:
                     f"store {self.path}, shard {shard.name}: its content hash is {environment.content!r}, the manifest "
                     f"says {shard.content_hash!r}; if the store was replaced since it was opened, open it again"
                 )
+            coded = environment.codebook
+            if coded is not None and coded.vocab_size != self.manifest.vocab_size:
+                sizes = f"of {coded.vocab_size} types, the manifest says {self.manifest.vocab_size}"
+                raise Corrupt(f"store {self.path}, shard {shard.name}: its codebook is {sizes}")
             self._environments[number] = environment
         return Snapshot(environment, self.manifest, shard, self.path)
 
