@@ -127,18 +127,26 @@ class Binarizer(nn.Module):
         known = needed(known)
         kinds, place = known.ids.unique(return_inverse=True)  # an id is multiplied once, however often it comes
         own, before, after = F.linear(known.embedding[kinds], self.context.to(known.embedding.dtype)).chunk(3, 1)
-        linked = known.follows[..., 1:, None]
-        left, right = before[place[..., :-1]] * linked, after[place[..., 1:]] * linked
-        return self.mean + own[place] + F.pad(left, (0, 0, 1, 0)) + F.pad(right, (0, 0, 0, 1))
+        linked, expected = known.follows[..., 1:], (self.mean + own)[place]
+        before, after = (F.pad(part, (0, 0, 0, 1)) for part in (before, after))  # a last row for no neighbour: zeros
+        expected[..., 1:, :] += before[torch.where(linked, place[..., :-1], len(kinds))]
+        expected[..., :-1, :] += after[torch.where(linked, place[..., 1:], len(kinds))]
+        return expected
 
-    def signs(self, u: Tensor, known: Known | None = None) -> Tensor:
-        """Return the bits of u (..., D) as booleans (..., m): True where +1."""
-        rest = u.float() - self.expected(known)
+    def signs(self, u: Tensor, known: Known | None = None, expected: Tensor | None = None) -> Tensor:
+        """Return the bits of u (..., D) as booleans (..., m): True where +1; expected as in `rebuild`."""
+        rest = u.float() - (self.expected(known) if expected is None else expected)
         return (F.linear(rest, self.code.float()) if self.calibration == "predictive" else rest) > 0
 
-    def rebuild(self, b: Tensor, known: Known | None = None) -> Tensor:
-        """Return u_hat (..., D) from b = ±1 (..., m)."""
+    def keep(self, u: Tensor, known: Known | None = None) -> tuple[Tensor, Tensor]:
+        """Return u_hat (..., D) as `rebuild` makes it in the precision of u, and the bits that `signs` returns."""
         expected = self.expected(known)
+        bits = self.signs(u, known, expected)
+        return self.rebuild((2 * bits.to(u.dtype)).sub_(1), known, expected), bits
+
+    def rebuild(self, b: Tensor, known: Known | None = None, expected: Tensor | None = None) -> Tensor:
+        """Return u_hat (..., D) from b = ±1 (..., m); expected, where it is known already, saves its computation."""
+        expected = self.expected(known) if expected is None else expected
         if self.calibration == "predictive":
             return expected + F.linear(b, self.value.to(b.dtype))
         return expected + self.magnitude * b
