@@ -55,11 +55,13 @@ class Codebook:
     @classmethod
     def learn(cls, encoded: Encoded, vocab_size: int) -> Self:
         """Learn from some passages: their most common types, and what their texts have in common."""
-        counts = np.bincount(encoded.token_ids, minlength=vocab_size)
+        counts = np.bincount(encoded.token_ids, minlength=vocab_size)[:vocab_size]
         common = np.argsort(-counts, kind="stable")[: room(vocab_size)[1]]
         common = np.sort(common[counts[common] > 0]).astype(np.uint32)
         samples: list[bytes | bytearray | memoryview] = [
-            blob for pair in zip(encoded.titles, encoded.texts, strict=True) if (blob := "".join(pair).encode())
+            blob
+            for pair in zip(encoded.titles, encoded.texts, strict=True)
+            if (blob := "".join(pair).encode(errors="replace"))  # what is not Unicode is refused with its record
         ]
         return cls(vocab_size, common, learn_dictionary(samples))
 

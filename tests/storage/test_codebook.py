@@ -72,6 +72,12 @@ def test_it_learns_what_is_common(passages: Make) -> None:
     assert codebook.unpack(memoryview(packed), len(text)) == text
 
 
+def test_it_learns_from_passages_that_cannot_be_stored(passages: Make) -> None:
+    encoded = passages(range(3), tokens=(5, 9))
+    wrong = {"texts": ("\ud800", "a", "b"), "token_ids": encoded.token_ids + 32120}
+    assert int(Codebook.learn(Encoded(**{**vars(encoded), **wrong}), 32128).common.max(initial=0)) < 32128
+
+
 def test_it_comes_back_from_its_bytes(passages: Make) -> None:
     codebook = learned(passages)
     content = codebook.to_bytes()
