@@ -21,6 +21,7 @@ from btr.config import Calibration, StraightThrough
 
 SMALLEST_WEIGHT = 1e-3  # a norm weight nearer to 0 than this is treated as this, with its sign, when dividing by it
 SMALLEST_MAGNITUDE = 1e-6
+LARGEST_SCALE = 61440.0  # that float16 has with 3 bits of mantissa
 RIDGE = 1e-4  # of the mean variance of what is regressed on, and in itself
 
 
@@ -126,23 +127,26 @@ class Binarizer(nn.Module):
         known = needed(known)
         kinds, place = known.ids.unique(return_inverse=True)  # an id is multiplied once, however often it comes
         own, before, after = F.linear(known.embedding[kinds], self.context.to(known.embedding.dtype)).chunk(3, 1)
-        linked = known.follows[..., 1:, None]
-        left, right = before[place[..., :-1]] * linked, after[place[..., 1:]] * linked
-        found = self.mean + own[place]
-        if torch.is_grad_enabled() and found.requires_grad:
-            return found + F.pad(left, (0, 0, 1, 0)) + F.pad(right, (0, 0, 0, 1))
-        found[..., 1:, :] += left  # the same sums, in place
-        found[..., :-1, :] += right
-        return found
+        linked, expected = known.follows[..., 1:], (self.mean + own)[place]
+        before, after = (F.pad(part, (0, 0, 0, 1)) for part in (before, after))  # a last row for no neighbour: zeros
+        expected[..., 1:, :] += before[torch.where(linked, place[..., :-1], len(kinds))]
+        expected[..., :-1, :] += after[torch.where(linked, place[..., 1:], len(kinds))]
+        return expected
 
-    def signs(self, u: Tensor, known: Known | None = None) -> Tensor:
-        """Return the bits of u (..., D) as booleans (..., m): True where +1."""
-        rest = u.float() - self.expected(known)
+    def signs(self, u: Tensor, known: Known | None = None, expected: Tensor | None = None) -> Tensor:
+        """Return the bits of u (..., D) as booleans (..., m): True where +1; expected as in `rebuild`."""
+        rest = u.float() - (self.expected(known) if expected is None else expected)
         return (F.linear(rest, self.code.float()) if self.calibration == "predictive" else rest) > 0
 
-    def rebuild(self, b: Tensor, known: Known | None = None) -> Tensor:
-        """Return u_hat (..., D) from b = ±1 (..., m)."""
+    def keep(self, u: Tensor, known: Known | None = None) -> tuple[Tensor, Tensor]:
+        """Return u_hat (..., D) as `rebuild` makes it in the precision of u, and the bits that `signs` returns."""
         expected = self.expected(known)
+        bits = self.signs(u, known, expected)
+        return self.rebuild((2 * bits.to(u.dtype)).sub_(1), known, expected), bits
+
+    def rebuild(self, b: Tensor, known: Known | None = None, expected: Tensor | None = None) -> Tensor:
+        """Return u_hat (..., D) from b = ±1 (..., m); expected, where it is known already, saves its computation."""
+        expected = self.expected(known) if expected is None else expected
         if self.calibration == "predictive":
             return expected + F.linear(b, self.value.to(b.dtype))
         return expected + self.magnitude * b
@@ -186,6 +190,15 @@ def directions(rest: Tensor, bits: int) -> Tensor:
     principal = torch.linalg.eigh(rest.T @ rest)[1].flip(1)[:, :bits]
     drawn = torch.randn(bits, bits, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     return torch.linalg.qr(drawn)[0].to(rest.device) @ principal.T
+
+
+def round_scale(scale: Tensor) -> Tensor:
+    """Round scalars (M,) to float16 with 3 of its 10 bits of mantissa: within a sixteenth, so that one byte can say it.
+
+    Beside the signs' error this is nothing, and few different values are cheap to store.
+    """
+    bits = scale.clamp(-LARGEST_SCALE, LARGEST_SCALE).to(torch.float16).view(torch.int16)
+    return ((bits + 0x40) & ~0x7F).view(torch.float16)
 
 
 def safe_weight(weight: Tensor) -> Tensor:

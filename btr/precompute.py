@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from btr import __version__
 from btr.corpus import Passage
 from btr.errors import InputError
@@ -23,8 +25,10 @@ from btr.progress import Progress, duration, say
 from btr.reader import DTYPES, Reader
 from btr.retrieve import BM25Writer
 from btr.shards import Job, Source, jobs, measure, write_shards
-from btr.storage import Building, Manifest, Settings, Shard, StoreError
+from btr.storage import Building, Encoded, Manifest, Settings, Shard, StoreError
+from btr.storage.codebook import Codebook
 from btr.storage.manifest import MANIFEST
+from btr.storage.record import encode_records
 from btr.survey import CHANGED, Corpus, Survey
 
 SHARD_PASSAGES = 65_536
@@ -97,14 +101,19 @@ def check_target(path: Path, overwrite: bool) -> None:
         raise InputError(f"{path}: cannot write to {path.parent} ({error.strerror}); give another --store") from error
 
 
-def expected_bytes(settings: Settings, reader: Reader, sample: list[Passage], copies: int) -> int:
-    """Estimate the bytes of a passage in the store; `copies`: of its text, which an index weighs about as much as."""
+def expected_bytes(settings: Settings, reader: Reader, sample: list[Passage], text: bool, indexed: bool) -> int:
+    """Estimate the bytes of a passage in the store, from records without signs; an index weighs about as its text."""
     ids, _ = reader.passage_ids([(passage.title, passage.text) for passage in sample])
-    token_bytes = settings.sign_bytes + 2 + settings.token_width
-    total = sum(len(row) * token_bytes for row in ids)
-    for passage in sample:
-        total += len(passage.title.encode()) + copies * len(passage.text.encode()) + 3 * len(passage.id.encode())
-    return int(1.05 * total / len(sample)) + 64  # pages of LMDB that are not full; headers
+    tokens = np.concatenate([np.array(row, np.uint32) for row in ids])
+    names, titles, texts = zip(*((p.id, p.title, p.text if text else "") for p in sample), strict=True)
+    encoded = Encoded(
+        settings.fingerprint, settings.D, names, titles, texts, np.array([len(row) for row in ids], np.int32), tokens,
+        np.ones(len(tokens), np.float16), np.zeros((len(tokens), -(-settings.D // 64)), np.uint64),
+    )  # fmt: skip
+    records = encode_records(encoded, settings, Codebook.learn(encoded, settings.vocab_size))
+    total = sum(map(len, records)) + len(tokens) // 3  # scales: a few bits each
+    total += sum(2 * len(passage.id.encode()) + indexed * len(passage.text.encode()) for passage in sample)
+    return int(1.01 * total / len(sample)) + 32  # pages of LMDB that are not full; the index of ids
 
 
 def check_disk(folder: Path, building: Path, per_passage: int, passages: int) -> None:
@@ -294,8 +303,7 @@ def precompute(options: argparse.Namespace) -> dict[str, object]:
     survey = corpus.survey(path.parent)
     settings = describe(options, reader, survey.hash)
     say(f"{options.corpus} -> {path}: reader {reader.name} ({reader.fingerprint}), k {settings.k}, D {settings.D}")
-    copies = (not options.no_text) + (not options.no_index)
-    per_passage = expected_bytes(settings, reader, survey.sample, copies)
+    per_passage = expected_bytes(settings, reader, survey.sample, not options.no_text, not options.no_index)
     if options.dry_run:
         return estimate(options, reader, survey, per_passage, path.parent)
     check_disk(path.parent, path.with_name(f"{path.name}.building"), per_passage, survey.passages)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from btr import kernels, layout
 from btr.answer import Answer, Memory, Span, Stopwatch
-from btr.binarize import Known
+from btr.binarize import Known, round_scale
 from btr.checkpoint import digest, load_reader, load_tokenizer, resolve, save_reader
 from btr.config import Mode, ReaderConfig
 from btr.errors import InputError
@@ -211,7 +211,7 @@ class Reader:
         names, titles, contents = zip(*texts, strict=True) if len(passages) else ((), (), ())
         return Encoded(
             self.fingerprint, self.bits if binary else self.D, names, titles, contents, lengths, tokens,
-            scale.clamp(max=65504).to(torch.float16).numpy(),
+            round_scale(scale).numpy(),
             kernels.pack(signs.numpy()) if binary else None,
             None if binary else hidden.float().numpy(),
         )  # fmt: skip

@@ -106,7 +106,7 @@ def write_shard(job: Job, reader: Reader, cursor: Cursor, report: Report) -> Sha
             taken = [passage for place, passage in chunk if place is not None]
             consumed, left_out = writer.progress.consumed + len(chunk), len(chunk) - len(taken)
             if not taken:
-                writer.append_records((), (), consumed, 0, left_out)
+                writer.leave_out(left_out)
             else:
                 ids, cut = reader.passage_ids([(passage.title, passage.text) for passage in taken])
                 kept = taken if job.keep_text else [Passage(passage.id, passage.title, "") for passage in taken]

@@ -55,8 +55,8 @@ class SpanReader(nn.Module):
 
     def keep(self, hidden: Tensor, known: Known) -> tuple[Tensor, Tensor]:
         """Return what a store keeps of hidden (M, D): signs as booleans (M, bits), and scalars (M,), float32."""
-        u_hat, signs = self.binarizer(hidden, known)
-        return signs > 0, self.fit(hidden, u_hat)[:, 0]
+        u_hat, signs = self.binarizer.keep(hidden, known)
+        return signs, self.fit(hidden, u_hat)[:, 0]
 
     def normalised(self, hidden: Tensor) -> Tensor:
         """Return u, what signs are taken of: the layer's output itself, which a LayerNorm has just left."""

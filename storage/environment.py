@@ -10,12 +10,15 @@ from typing import Self
 
 import lmdb
 
+from .codebook import Codebook
 from .errors import BadPassage, Corrupt, WrongLength
-from .format import Record, Settings, check_block, id_key, read_record, record_view
+from .format import Settings, check_block, id_key, record_view
 from .manifest import Shard
+from .record import Record, read_record
 
 DATA = "data.mdb"
 CONTENT = b"content"  # in `meta`: the content hash, by which a shard is known
+CODEBOOK = b"codebook"  # in `meta`; shards whose blocks are of version 1 have none
 BLOCK_KEY = struct.Struct(">Q")  # big-endian: LMDB sorts keys as bytes, so blocks lie in the order of their numbers
 ORDINAL = struct.Struct("<Q")
 
@@ -31,7 +34,10 @@ class Environment:
             self.blocks, self.ids, self.meta = (
                 self.lmdb.open_db(n, create=False) for n in (b"blocks", b"ids", b"meta")
             )
-        except lmdb.Error:
+            with self.lmdb.begin() as txn:
+                found = txn.get(CODEBOOK, db=self.meta)
+            self.codebook = None if found is None else Codebook.from_bytes(bytes(found))
+        except (lmdb.Error, Corrupt):
             self.lmdb.close()
             raise
 
@@ -67,7 +73,7 @@ def shared_environment(folder: Path) -> Environment:
                 found.lmdb.close()  # unmaps this process's copy; the parent keeps its own
             try:
                 _environments[file] = found = Environment(folder, file)
-            except lmdb.Error as error:
+            except (lmdb.Error, Corrupt) as error:
                 raise Corrupt(f"{folder / DATA}: {error}") from None
         return found
 
@@ -123,6 +129,10 @@ class Snapshot:
                 f"{self.name}: its content hash is {found!r}, the manifest says {self.shard.content_hash!r}; if the "
                 "store was replaced since it was opened, open it again"
             )
+        coded = self.environment.codebook
+        if coded is not None and coded.vocab_size != self.settings.vocab_size:
+            sizes = f"of {coded.vocab_size} types, the manifest says {self.settings.vocab_size}"
+            raise Corrupt(f"{self.name}: its codebook is {sizes}")
 
     def find(self, passage_id: str) -> int | None:
         """Return the number of the record of a passage, or None if the shard does not hold it.
@@ -173,7 +183,7 @@ class Snapshot:
             block = self.txn.get(BLOCK_KEY.pack(number), db=self.environment.blocks)
             if block is None:
                 raise Corrupt("it is missing")
-            check_block(block, self.settings)
+            check_block(block, self.settings, self.environment.codebook is not None)
         except (Corrupt, lmdb.Error) as error:
             raise Corrupt(f"{self.name}, block {number}: {error}") from None
         return block
@@ -194,7 +204,7 @@ class Snapshot:
         """
         view = self.view(number)
         try:
-            record = read_record(view, self.settings)
+            record = read_record(view, self.settings, self.environment.codebook)
             if passage_id is not None and record.id != passage_id:
                 raise Corrupt(f"it is passage {record.id!r}")
         except Corrupt as error:

@@ -14,6 +14,7 @@ from .disk import LOCK, ROOM, check_room, disk_errors, take_lock
 from .errors import Corrupt, StoreError
 from .format import Settings
 from .manifest import MANIFEST, SHARDS, Manifest, Shard, parse_manifest, read_json, write_json, write_manifest
+from .record import decode_records
 from .shard import ShardWriter
 from .view import View
 from .writer import shard_name
@@ -202,7 +203,7 @@ def _groups(manifest: Manifest, start: int) -> list[list[int]]:
 
 
 def _join(view: View, group: Sequence[int], folder: Path, settings: Settings) -> Shard:
-    """Write the records of some shards that are not deleted into one, byte for byte."""
+    """Write the records of some shards that are not deleted into one, coded anew by its own codebook."""
     shutil.rmtree(folder, ignore_errors=True)  # of a killed run
     cut = sum(view.manifest.shards[number].cut for number in group)
     with ShardWriter(folder, settings) as writer:
@@ -211,7 +212,7 @@ def _join(view: View, group: Sequence[int], folder: Path, settings: Settings) ->
             for start in range(0, len(live), BATCH):
                 with view.snapshot(number) as snapshot:
                     part = live[start : start + BATCH]
-                    ids = [snapshot.record(record).id for record in part]
-                    writer.append_records(ids, [bytes(snapshot.view(record)) for record in part], 0, cut)
+                    records = [snapshot.record(record) for record in part]
+                    writer.append(decode_records(records, settings), 0, cut)
                     cut = 0
         return writer.finish({"joined": [view.manifest.shards[number].name for number in group]})

@@ -26,7 +26,7 @@ SHARDS = "shards"
 PARTS = (*PAYLOAD, "block_headers")
 
 _NAME = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")  # of a shard: never a way out of the directory
-_LEAST = 20  # bytes of a passage in a shard: the header of its record
+_LEAST = 13  # bytes of a passage in a shard: the shortest header of a record
 _MOST_BYTES = 1 << 28  # of a JSON file: the manifest of 350 million passages has 4 MB
 
 

@@ -12,22 +12,14 @@ from typing import Any, Self
 
 import lmdb
 
+from .codebook import Codebook
 from .disk import LOCK, ROOM, check_room, disk_errors, take_lock
 from .encoded import Encoded
-from .environment import BLOCK_KEY, CONTENT, DATA, ORDINAL
-from .errors import Corrupt, StoreBusy
-from .format import (
-    PAYLOAD,
-    Settings,
-    block_records,
-    build_block,
-    chain,
-    encode_records,
-    header_total,
-    id_key,
-    read_record,
-)
-from .manifest import Shard, read_json, write_json
+from .environment import BLOCK_KEY, CODEBOOK, CONTENT, DATA, ORDINAL
+from .errors import Corrupt, ResumeMismatch, StoreBusy
+from .format import Settings, block_records, build_block, chain, header_total, id_key
+from .manifest import PARTS, Shard, read_json, write_json
+from .record import encode_records, read_record
 
 SHARD = "shard.json"  # beside the data of a finished shard: its entry in the manifest, and where it comes from
 
@@ -46,8 +38,8 @@ class Progress:
     cut: int = 0
     duplicates: int = 0
     consumed: int = 0  # passages of the shard's source that were read, duplicates among them: where to go on
-    part_bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PAYLOAD, 0))
-    digest: str = bytes(32).hex()  # content hash of the full blocks
+    part_bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    digest: str = bytes(32).hex()  # content hash of the codebook and the full blocks
 
 
 class ShardWriter:
@@ -60,6 +52,7 @@ class ShardWriter:
             StoreBusy: another process writes it.
             DiskFull: there is no room to begin.
             Corrupt: what is there is damaged.
+            ResumeMismatch: a version of btr has begun it that coded nothing.
         """
         self.folder, self.settings = folder, settings
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +68,12 @@ class ShardWriter:
         self._blocks, self._ids, self._meta = (self._lmdb.open_db(name) for name in (b"blocks", b"ids", b"meta"))
         with self._lmdb.begin() as txn:
             self.progress = self._read_progress(txn)
+            begun = txn.get(CODEBOOK, db=self._meta)
         self._open = True
+        self._codebook = None if begun is None else Codebook.from_bytes(begun)
+        if self.progress.passages and begun is None:
+            self.close()
+            raise ResumeMismatch(f"{folder} was begun by an older btr: delete it, or start afresh with --no-resume")
 
     def __enter__(self) -> Self:
         return self
@@ -108,18 +106,13 @@ class ShardWriter:
             DiskFull: nothing of the batch is stored; what was before stays.
             StoreBusy: another process has written to the same directory.
         """
-        records = encode_records(encoded, self.settings)
-        return self.append_records(encoded.ids, records, consumed, cut, duplicates)
-
-    def append_records(
-        self, ids: Sequence[str], records: Sequence[bytes], consumed: int, cut: int = 0, duplicates: int = 0
-    ) -> list[int]:
-        """Commit records as they stand in another shard of the same settings; as `append`."""
+        codebook = self._codebook or Codebook.learn(encoded, self.settings.vocab_size)
+        records = encode_records(encoded, self.settings, codebook)
         with disk_errors(self.folder, sum(map(len, records))):
             while True:
                 try:
                     with self._lmdb.begin(write=True) as txn:
-                        progress, kept = self._write(txn, ids, records)
+                        progress, kept = self._write(txn, encoded.ids, records, codebook)
                         total = progress.duplicates + duplicates
                         progress = replace(progress, consumed=consumed, cut=progress.cut + cut, duplicates=total)
                         txn.put(_PROGRESS, json.dumps(asdict(progress)).encode(), db=self._meta)
@@ -129,13 +122,24 @@ class ShardWriter:
                 except lmdb.MapResizedError:  # by another process: adopt its size, then find its progress
                     self._lmdb.set_mapsize(0)
         self.progress = progress
+        self._codebook = codebook if progress.passages else None
         return kept
+
+    def leave_out(self, count: int) -> None:
+        """Commit that so many passages of the source were read and none of them is stored."""
+        with disk_errors(self.folder, ROOM), self._lmdb.begin(write=True) as txn:
+            after = replace(self.progress, consumed=self.progress.consumed + count)
+            after = replace(after, duplicates=after.duplicates + count)
+            txn.put(_PROGRESS, json.dumps(asdict(after)).encode(), db=self._meta)
+        self.progress = after
 
     def _read_progress(self, txn: lmdb.Transaction) -> Progress:
         stored = txn.get(_PROGRESS, db=self._meta)
         return Progress() if stored is None else Progress(**json.loads(bytes(stored)))
 
-    def _write(self, txn: lmdb.Transaction, ids: Sequence[str], records: Sequence[bytes]) -> tuple[Progress, list[int]]:
+    def _write(
+        self, txn: lmdb.Transaction, ids: Sequence[str], records: Sequence[bytes], codebook: Codebook
+    ) -> tuple[Progress, list[int]]:
         """Put the new ones among these passages, and return what is then stored."""
         before = self.progress
         if self._read_progress(txn) != before:
@@ -145,23 +149,27 @@ class ShardWriter:
             number = ORDINAL.pack(before.passages + len(kept))
             if txn.put(id_key(passage_id), number, overwrite=False, db=self._ids):
                 kept.append(i)
-        new = [read_record(memoryview(records[i]), self.settings) for i in kept]
+        new = [read_record(memoryview(records[i]), self.settings, codebook) for i in kept]
+        digest = bytes.fromhex(before.digest)
+        if new and not before.passages:
+            txn.put(CODEBOOK, codebook.to_bytes(), db=self._meta)
+            digest = chain(digest, codebook.to_bytes())
         part_bytes = Counter(before.part_bytes)
         for record in new:
-            part_bytes.update(record.part_bytes())
+            part_bytes.update(record.part_bytes)
         after = replace(
             before,
             passages=before.passages + len(new),
             tokens=before.tokens + sum(record.tokens for record in new),
             duplicates=before.duplicates + len(ids) - len(new),
             part_bytes=dict(part_bytes),
-            digest=self._put_blocks(txn, [records[i] for i in kept]).hex(),
+            digest=self._put_blocks(txn, [records[i] for i in kept], digest).hex(),
         )
         return after, kept
 
-    def _put_blocks(self, txn: lmdb.Transaction, records: list[bytes]) -> bytes:
+    def _put_blocks(self, txn: lmdb.Transaction, records: list[bytes], digest: bytes) -> bytes:
         """Fill the last block, which is taken out for that, and those after it; return the hash of the full ones."""
-        digest, size = bytes.fromhex(self.progress.digest), self.settings.passages_per_block
+        size = self.settings.passages_per_block
         number, partial = divmod(self.progress.passages, size)
         if partial:
             last = txn.pop(BLOCK_KEY.pack(number), db=self._blocks)
@@ -180,6 +188,8 @@ class ShardWriter:
             DiskFull: what is committed stays, and can be finished later.
         """
         progress = self.progress
+        parts = dict(progress.part_bytes)
+        parts["block_headers"] += header_total(progress.passages, self.settings)
         with disk_errors(self.folder, ROOM):
             content_hash = self._write_content_hash()
             self._close_data()
@@ -193,7 +203,7 @@ class ShardWriter:
                 tokens=progress.tokens,
                 cut=progress.cut,
                 duplicates=progress.duplicates,
-                part_bytes=progress.part_bytes | {"block_headers": header_total(progress.passages, self.settings)},
+                part_bytes=parts,
                 content_hash=content_hash,
                 data_bytes=data_bytes,
                 data_hash=data_hash,

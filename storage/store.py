@@ -9,9 +9,9 @@ import numpy as np
 
 from .encoded import Encoded
 from .errors import ReaderMismatch, UnknownId
-from .format import decode_records
 from .manifest import MANIFEST, SHARDS, Manifest, precompute_command
 from .network import warn_of_network
+from .record import decode_records
 from .verify import verify
 from .view import View
 

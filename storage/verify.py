@@ -47,13 +47,16 @@ class _Shard:
         yield from self._index()
 
     def _blocks(self) -> Iterator[str]:
-        digest, size, count = bytes(32), self.view.manifest.passages_per_block, self.shard.passages
+        size, count = self.view.manifest.passages_per_block, self.shard.passages
+        with self.view.snapshot(self.number) as snapshot:
+            codebook = snapshot.environment.codebook
+        digest = bytes(32) if codebook is None else chain(bytes(32), codebook.to_bytes())
         for first in range(0, count, size):
             try:
                 with self.view.snapshot(self.number) as snapshot:
                     block = snapshot.block(first // size)
                     digest = chain(digest, block)
-                    self.seen["block_headers"] += len(block)  # less the parts of the records, when they are read
+                    self.seen["block_headers"] += len(block)  # less the other parts of the records, when they are read
             except Corrupt as error:
                 yield str(error)
                 continue
@@ -70,7 +73,7 @@ class _Shard:
             with self.view.snapshot(self.number) as snapshot:  # not shared: damage makes LMDB give up the transaction
                 record = snapshot.record(number)
                 indexed = snapshot.find(record.id)
-                parts = record.part_bytes()
+                parts = Counter(record.part_bytes)
         except Corrupt as error:
             yield str(error)
             return
@@ -79,7 +82,7 @@ class _Shard:
         bits = self.view.deleted[self.number]
         gone = record.tokens if bits is not None and bits[number] else 0
         self.seen.update(passages=1, tokens=record.tokens, deleted_tokens=gone, **parts)
-        self.seen["block_headers"] -= sum(parts.values())
+        self.seen["block_headers"] -= parts.total()
 
     def _index(self) -> Iterator[str]:
         """Count the ids: each record's is there, as was checked before, so that an equal number leaves none without."""

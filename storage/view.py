@@ -12,8 +12,8 @@ import numpy as np
 from .deletions import read_deletions
 from .environment import DATA, Environment, Snapshot, shared_environment
 from .errors import Corrupt, StoreError, WrongLength
-from .format import Record
 from .manifest import MANIFEST, SHARDS, Manifest, Shard, lock_manifest, precompute_command
+from .record import Record
 
 
 class View:

@@ -27,7 +27,8 @@ COMMANDS = {
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "btr.errors": (set(), set()),
     "btr.kernels": ({"btr.kernels"}, {"numpy", "numba"}),
-    "btr.storage": ({"btr.storage"}, {"numpy", "lmdb", "bitarray"}),  # bitarray: which records are deleted
+    # bitarray: which records are deleted; zstandard: texts
+    "btr.storage": ({"btr.storage"}, {"numpy", "lmdb", "bitarray", "zstandard"}),
     **{name: (MATHS | {"btr.errors"}, {"torch", "numpy"}) for name in MATHS},
     **{
         name: (MATHS | {"btr.errors", "btr.kernels"}, {"torch", "numpy"})

@@ -150,7 +150,7 @@ def test_binary_mode_is_whole_rows_but_for_a_rounded_scale(
     calibrate_clear: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A float16 is off by 2^-11 of itself at most: with the scale, all of a token's residual stream is."""
+    """3 bits of mantissa are off by 2^-4 of themselves at most: with the scale, all of a token's residual stream is."""
     model = configured(reader, k=k, calibration=calibration, bits=bits).model
     other = Reader(model, reader.tokenizer)
     held = other.encode_passages(tiny_passages, "float")
@@ -160,15 +160,15 @@ def test_binary_mode_is_whole_rows_but_for_a_rounded_scale(
     other = Reader(model, reader.tokenizer)
     found = memory_of(other, QUESTIONS[0], tiny_passages, "binary")
     expected = rows_of(other, QUESTIONS[0], tiny_passages, "binary")
-    assert float((found - expected).abs().max()) <= 2**-11 * float(expected.abs().max())
+    assert float((found - expected).abs().max()) <= 2**-4 * float(expected.abs().max())
     encoded, rms, Q = other.encode_passages(tiny_passages), RMSNorm.rms, len(other.question_ids(QUESTIONS[0]))
 
     def kept(self: RMSNorm, hidden: Tensor) -> Tensor:
-        """Take the scalars that are kept: one in a thousand lies where the last digit of its state decides its own."""
+        """Take the scalars that are kept, which are rounded."""
         values = rms(self, hidden)
         for row, (begin, length) in enumerate(zip(encoded.offsets[:-1], encoded.lengths, strict=True)):
             scale = torch.from_numpy(encoded.scale[begin : begin + length]).float()
-            assert torch.allclose(values[row, Q : Q + length, 0], scale, rtol=2**-11 + 2**-20, atol=0)
+            assert torch.allclose(values[row, Q : Q + length, 0], scale, rtol=2**-4 + 2**-20, atol=0)
             values[row, Q : Q + length, 0] = scale
         return values
 
@@ -219,7 +219,7 @@ def test_encoded_passages_carry_what_was_given(tiny_reader: Reader, tiny_passage
     assert (encoded.D, encoded.scale.dtype, encoded.states, plain.packed) == (64, np.float16, None, None)
     states = torch.from_numpy(plain.states)
     rms = (states.double().pow(2).mean(-1) + 1e-6).sqrt().numpy()
-    assert np.abs(encoded.scale / rms - 1).max() <= 2**-11 + 1e-6 and np.array_equal(encoded.scale, plain.scale)
+    assert np.abs(encoded.scale / rms - 1).max() <= 2**-4 + 1e-6 and np.array_equal(encoded.scale, plain.scale)
     u, mean = tiny_reader.model.join_norm(states).detach(), tiny_reader.model.binarizer.mean.detach()
     bits = np.unpackbits(encoded.packed.astype("<u8").view(np.uint8), axis=1, bitorder="little").astype(bool)
     sure = (u - mean).abs().numpy() > 1e-5
@@ -271,8 +271,8 @@ def test_batches_do_not_change_what_is_stored(
     one = reader.encode_passages(tiny_passages)
     monkeypatch.setattr("btr.layout.BATCH_TOKENS", 1)
     two = reader.encode_passages(tiny_passages)
-    assert np.abs(one.scale.astype(float) / two.scale - 1).max() <= 2**-10  # one step of float16
-    assert np.bitwise_count(one.packed ^ two.packed).sum() <= 1  # a number may lie on the mean, to the last digit
+    assert (one.scale != two.scale).sum() <= 1  # a number may lie between two that are kept, to the last digit
+    assert np.bitwise_count(one.packed ^ two.packed).sum() <= 1  # or on the mean
 
 
 @pytest.mark.parametrize("mode", MODES)

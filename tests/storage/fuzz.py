@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from btr.storage import StoreError
-from btr.storage.format import build_block, check_block, decode_records, encode_records, read_record, record_view
+from btr.storage.codebook import Codebook
+from btr.storage.format import build_block, check_block, record_view
 from btr.storage.manifest import parse_manifest
+from btr.storage.record import decode_records, encode_records, read_record
 
 tests = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 SETTINGS = tests["make_settings"](passages_per_block=4)
-BLOCK = build_block(encode_records(tests["make_encoded"](range(4)), SETTINGS), SETTINGS)
+PASSAGES = tests["make_encoded"](range(200), tokens=(0, 40))
+CODEBOOK = Codebook.learn(PASSAGES, SETTINGS.vocab_size)  # with a dictionary
+BLOCK = build_block(encode_records(PASSAGES.select(range(4)), SETTINGS, CODEBOOK), SETTINGS)
 NUMBERS = (0, 1, 0x7F, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 VALUES: tuple[Any, ...] = (0, -1, 1, 1 << 31, 1 << 62, 1 << 63, 1e300, True, None, "", "../x", "\ud800", [], [[]], {})
 
@@ -57,7 +61,7 @@ def read_block(data: bytes) -> None:
     """Read all records of a block, as a store does."""
     view = memoryview(data)
     for index in range(check_block(view, SETTINGS)):
-        record = read_record(record_view(view, index), SETTINGS)
+        record = read_record(record_view(view, index), SETTINGS, CODEBOOK)
         decode_records([record], SETTINGS)
 
 

@@ -11,22 +11,32 @@ from hypothesis import settings as given_settings
 from hypothesis import strategies as st
 
 from btr.storage import BadPassage, Corrupt, Encoded, Settings
-from btr.storage.format import (
-    block_records,
-    build_block,
-    chain,
-    check_block,
-    decode_records,
-    encode_records,
-    header_total,
-    read_record,
-    record_view,
-)
+from btr.storage.codebook import Codebook
+from btr.storage.format import block_records, build_block, chain, check_block, header_total, record_view
+from btr.storage.record import decode_records, encode_records, read_record
 
 Make = Callable[..., Encoded]
 
-# Two passages, D = 9: "a" with two tokens, "bc" with none.
+# Two passages, D = 9: "a" with two tokens, "bc" with none; token id 5 is the one common type.
 GOLDEN_BLOCK = bytes.fromhex(
+    "42545242 02 01 0200 09000000"  # "BTRB", version 2, 1 byte after the lead of a rare token id, 2 records, D = 9
+    "1c000000 3a000000 4a000000"  # they begin at 28 and 58, and end at 74
+    "e7ea3b29"  # CRC-32 of the 24 bytes before
+    "64bb05aa"  # CRC-32 of the 26 bytes after
+    "00 0200 0100 0100 0200"  # not packed, lengths of 2 bytes: 2 tokens; id, title and text of 1, 1 and 2 bytes
+    "61"  # "a"
+    "0101 ff00"  # signs: channels 0 and 8; channels 0 to 7
+    "02 0038 003c 80"  # two different scales, 0.5 and 1.0; 1 bit a token: the second, the first
+    "00 02 02"  # token ids: common type 0; 1 + 1 for the upper byte 1 of 258; the lower byte of 258
+    "54 c3a9"  # "T", "e" with an acute accent
+    "c3c9a050"  # CRC-32 of the 12 bytes after
+    "00 0000 0200 0000 0000"  # no token; id of 2 bytes, no title, no text
+    "6263"  # "bc"
+    "00"  # no scale
+)
+
+# The same as the first version of blocks had them.
+FIRST_BLOCK = bytes.fromhex(
     "42545242 01 02 0200 09000000"  # "BTRB", format 1, 2 bytes per token id, 2 records, D = 9
     "1c000000 40000000 56000000"  # they begin at 28 and 64, and end at 86
     "fb449b02"  # CRC-32 of the 24 bytes before
@@ -61,15 +71,25 @@ def nine(settings: Callable[..., Settings]) -> Settings:
     return settings(fingerprint="3f2a", D=9)
 
 
-def read_all(block: bytes, settings: Settings) -> Encoded:
+CODEBOOK = Codebook(32128, np.array([5], np.uint32), b"")
+
+
+def read_all(block: bytes, settings: Settings, codebook: Codebook | None = CODEBOOK) -> Encoded:
     view = memoryview(block)
-    count = check_block(view, settings)
-    return decode_records([read_record(record_view(view, i), settings) for i in range(count)], settings)
+    count = check_block(view, settings, codebook is not None)
+    return decode_records([read_record(record_view(view, i), settings, codebook) for i in range(count)], settings)
 
 
 def test_golden_block(nine: Settings, same: Callable[..., None]) -> None:
-    assert build_block(encode_records(two_passages(), nine), nine) == GOLDEN_BLOCK
+    assert build_block(encode_records(two_passages(), nine, CODEBOOK), nine) == GOLDEN_BLOCK
     same(read_all(GOLDEN_BLOCK, nine), two_passages())
+
+
+def test_blocks_of_the_first_version_are_read(nine: Settings, same: Callable[..., None]) -> None:
+    same(read_all(FIRST_BLOCK, nine, None), two_passages())
+    for block, codebook in ((FIRST_BLOCK, CODEBOOK), (GOLDEN_BLOCK, None)):
+        with pytest.raises(Corrupt, match="manifest says"):
+            read_all(block, nine, codebook)
 
 
 def test_token_ids_take_two_bytes_while_they_fit(settings: Callable[..., Settings]) -> None:
@@ -82,34 +102,35 @@ def test_chain_is_sha256_of_digest_and_block() -> None:
     assert chain(digest, b"ab") != chain(chain(digest, b"a"), b"b")
 
 
-def test_every_bit_of_a_block_is_covered(nine: Settings) -> None:
-    for position in range(8 * len(GOLDEN_BLOCK)):
-        damaged = bytearray(GOLDEN_BLOCK)
+@pytest.mark.parametrize(("block", "codebook"), [(GOLDEN_BLOCK, CODEBOOK), (FIRST_BLOCK, None)], ids=["2", "1"])
+def test_every_bit_of_a_block_is_covered(nine: Settings, block: bytes, codebook: Codebook | None) -> None:
+    for position in range(8 * len(block)):
+        damaged = bytearray(block)
         damaged[position // 8] ^= 1 << position % 8
         with pytest.raises(Corrupt):
-            read_all(bytes(damaged), nine)
+            read_all(bytes(damaged), nine, codebook)
 
 
 def test_every_cut_of_a_block_is_noticed(nine: Settings) -> None:
     for length in range(len(GOLDEN_BLOCK)):
         with pytest.raises(Corrupt):
             read_all(GOLDEN_BLOCK[:length], nine)
-    with pytest.raises(Corrupt, match=r"has 87 bytes, its header says 86"):
+    with pytest.raises(Corrupt, match=r"has 75 bytes, its header says 74"):
         read_all(GOLDEN_BLOCK + b"\0", nine)
 
 
 def test_a_record_is_read_without_the_rest_of_its_block(nine: Settings) -> None:
     block = bytearray(GOLDEN_BLOCK)
-    block[64:] = bytes(22)
-    assert read_record(record_view(memoryview(block), 0), nine).id == "a"
+    block[58:] = bytes(16)
+    assert read_record(record_view(memoryview(block), 0), nine, CODEBOOK).id == "a"
     with pytest.raises(Corrupt):
-        read_record(record_view(memoryview(block), 1), nine)
+        read_record(record_view(memoryview(block), 1), nine, CODEBOOK)
     with pytest.raises(Corrupt, match="only 2 records"):
         record_view(memoryview(block), 2)
 
 
 def test_a_block_of_other_settings_is_refused(nine: Settings) -> None:
-    for change in ({"D": 10}, {"vocab_size": 65537}):
+    for change in ({"D": 10}, {"vocab_size": 65537}):  # of which 2 bytes follow a lead
         with pytest.raises(Corrupt, match="manifest says"):
             check_block(memoryview(GOLDEN_BLOCK), replace(nine, **change))
 
@@ -144,15 +165,16 @@ def test_round_trip(D: int, vocab_size: int, passages: list[tuple[int, str, str,
         scale=rng.standard_normal(m).astype(np.float16),
         packed=np.packbits(bits, axis=1, bitorder="little").view(np.uint64),
     )
-    records = encode_records(batch, settings)
+    codebook = Codebook.learn(batch.select(range(n // 2)), vocab_size)
+    records = encode_records(batch, settings, codebook)
     block = build_block(records, settings)
     assert block_records(block, settings) == records
-    back = read_all(block, settings)
+    back = read_all(block, settings, codebook)
     assert (back.ids, back.titles, back.texts) == (batch.ids, batch.titles, batch.texts)
     for name in ("lengths", "token_ids", "scale", "packed"):
         assert getattr(back, name).dtype == getattr(batch, name).dtype
         assert getattr(back, name).tobytes() == getattr(batch, name).tobytes(), name
-    parts = [sum(read_record(memoryview(r), settings).part_bytes().values()) for r in records]
+    parts = [sum(read_record(memoryview(r), settings, codebook).part_bytes.values()) for r in records]
     assert n == 0 or len(block) == sum(parts) + header_total(n, settings)
 
 
@@ -167,14 +189,14 @@ def test_round_trip(D: int, vocab_size: int, passages: list[tuple[int, str, str,
 )
 def test_refuses_passages_it_cannot_hold(nine: Settings, change: dict[str, Any], message: str) -> None:
     with pytest.raises(BadPassage) as caught:
-        encode_records(replace(two_passages(), **change), nine)
+        encode_records(replace(two_passages(), **change), nine, CODEBOOK)
     assert message in str(caught.value)
 
 
 def test_an_id_of_511_bytes_is_kept(nine: Settings) -> None:
     longest = "x" + "\u00e9" * 255
-    records = encode_records(replace(two_passages(), ids=(longest, "bc")), nine)
-    assert read_record(memoryview(records[0]), nine).id == longest
+    records = encode_records(replace(two_passages(), ids=(longest, "bc")), nine, CODEBOOK)
+    assert read_record(memoryview(records[0]), nine, CODEBOOK).id == longest
 
 
 @pytest.mark.parametrize(
@@ -189,4 +211,4 @@ def test_an_id_of_511_bytes_is_kept(nine: Settings) -> None:
 )
 def test_refuses_passages_of_another_kind(nine: Settings, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        encode_records(replace(two_passages(), **change), nine)
+        encode_records(replace(two_passages(), **change), nine, CODEBOOK)
