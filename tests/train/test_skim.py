@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from btr.corpus import Passage
 from btr.reader import Reader
+from btr.skim import RIDGE
 from btr.train.__main__ import main
 
 QUESTIONS = ["Who built the lighthouse?", "What do herons eat in hard winters?", "How far is salt carried?"]
@@ -31,10 +32,11 @@ def test_fitted_reader_reads_first_what_it_would_have_quoted(
     assert main(given) == 0
     assert f"wrote {tmp_path / 'reader' / 'skim.safetensors'}" in capsys.readouterr().err
     reader = Reader.from_pretrained(tmp_path / "reader")
-    for question in QUESTIONS:  # 12 differences, 65 weights: what was fitted to is known
+    for question in QUESTIONS:  # 12 differences, 65 weights: what was fitted to is known, but for what the ridge takes
         scores = reader.skimmed(question, tiny_passages)[1]
         answer = reader.answer(question, tiny_passages, "binary", prune=1)
-        assert answer.span is not None and answer.span.passage == int(scores.argmax())
+        assert answer.span is not None
+        assert scores.max() - scores[answer.span.passage] <= RIDGE * (scores.max() - scores.min())
     before = load_file(tmp_path / "reader" / "skim.safetensors")["weight"]
     assert main([*given, "--limit", "3"]) == 0
     after = load_file(tmp_path / "reader" / "skim.safetensors")["weight"]
