@@ -58,7 +58,7 @@ def check(settings: Settings) -> Keys:
 def load(settings: Settings) -> Service:
     """Load the reader, open the store it made and the store's index."""
     name = settings.reader
-    reader = Reader.from_pretrained(name)
+    reader = Reader.from_pretrained(name, dtype=settings.dtype)
     library = Library.open(settings.store, reader, name or "")
     model = Path(name).resolve().name if name and Path(name).is_dir() else reader.name
     service = Service(reader, library, settings, model=model)

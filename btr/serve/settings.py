@@ -3,7 +3,7 @@
 import argparse
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -12,6 +12,7 @@ from btr.config import MODES, Mode
 from btr.errors import InputError
 
 DEFAULT_STORE = "corpus.btr"
+DType = Literal["float32", "bfloat16"]
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 
@@ -23,6 +24,7 @@ class Settings(BaseSettings):
 
     store: Path = Field(Path(DEFAULT_STORE), description="the store to answer from")
     reader: str | None = Field(None, description="folder or hub id of the reader; default: the bundled one")
+    dtype: DType = Field("float32", description="precision of the reader; bfloat16 is faster on CPUs that have it")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="0 takes a free one")
     mode: Mode = Field("binary", description="how passages are read when a request does not say")
@@ -72,6 +74,8 @@ def make_parser() -> argparse.ArgumentParser:
             parser.add_argument("store", nargs="?", metavar="STORE", **keywords)
         elif name == "mode":
             parser.add_argument("--mode", choices=MODES, **keywords)
+        elif name == "dtype":
+            parser.add_argument("--dtype", choices=get_args(DType), **keywords)
         elif field.annotation is bool:
             parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, **keywords)
         else:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import btr.serve
 from btr import precompute
@@ -128,6 +129,20 @@ def test_warm_up_that_fails_ends_the_server(complaint: Complaint, monkeypatch: p
 def test_store_that_cannot_be_written_is_not_editable(complaint: Complaint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert complaint("whole", "--editable").startswith("error: --editable: whole cannot be written to; ")
+
+
+def test_service_reads_in_the_precision_asked_for(folder: Path) -> None:
+    """From the store that a reader in float32 made."""
+    name, question = str(folder / "1.1"), "Who built the lighthouse?"
+    service = load(Settings(store=folder / "whole", reader=name, dtype="bfloat16"))
+    assert service.reader.model.dtype is torch.bfloat16
+    with Store.open(folder / "whole") as store:
+        ids = sorted(store.ids())
+        kept = store.get(ids)
+    [reply] = service.answer([AnswerRequest(question=question, ids=ids)])
+    assert isinstance(reply, AnswerResponse)
+    half = Reader.from_pretrained(name, dtype="bfloat16")
+    assert reply.score == pytest.approx(half.answer(question, kept, "binary").score, abs=1e-5)
 
 
 @pytest.mark.parametrize("mode", MODES)
