@@ -251,7 +251,8 @@ def describe(options: argparse.Namespace, reader: Reader, corpus_hash: str) -> S
         shard_passages=options.shard_passages,
         corpus=options.corpus,
         reader=options.reader or "",
-        options={"limit": options.limit, "words": options.words, "dtype": options.dtype, "text": not options.no_text},
+        options={"limit": options.limit, "words": options.words, "dtype": options.dtype, "text": not options.no_text}
+        | ({"k": options.k} if options.k else {}),
     )
 
 

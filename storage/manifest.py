@@ -24,6 +24,7 @@ MANIFEST = "manifest.json"
 SETTINGS = "settings.json"
 SHARDS = "shards"
 PARTS = (*PAYLOAD, "block_headers")
+USUAL = {"words": 100, "dtype": "float32"}  # what `btr precompute` does unless told
 
 _NAME = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")  # of a shard: never a way out of the directory
 _LEAST = 13  # bytes of a passage in a shard: the shortest header of a record
@@ -165,8 +166,15 @@ def building_path(path: Path) -> Path:
 
 
 def precompute_command(path: Path, settings: Settings, reader: str) -> str:
-    """Return the command that builds the store at `path` with this reader; "" is the one that comes with btr."""
+    """Return the command that builds the store at `path` as it was, with this reader; "" is the one that is shipped."""
     words = [settings.corpus or "CORPUS", *(["--reader", reader] if reader else []), "--store", str(path)]
+    for name, value in settings.options.items():
+        if name == "text":
+            words += [] if value else ["--no-text"]
+        elif value is not None and value != USUAL.get(name):
+            words += [f"--{name}", str(value)]
+    if settings.shard_passages != Settings.shard_passages:
+        words += ["--shard-passages", str(settings.shard_passages)]
     return "python -m btr.precompute " + " ".join(map(shlex.quote, words))
 
 

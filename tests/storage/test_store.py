@@ -199,12 +199,18 @@ def test_an_unfinished_store_says_how_to_resume(store: Store) -> None:
     settings = {**json.loads((store.path / "manifest.json").read_text())}
     keys = ("fingerprint", "tokenizer_hash", "k", "D", "vocab_size", "max_passage_tokens", "corpus_hash", "width")
     keys += ("passages_per_block", "shard_passages", "options", "corpus", "reader")
-    (building / "settings.json").write_text(json.dumps({key: settings[key] for key in keys}))
     path = store.path.with_name("new")
-    command = f"python -m btr.precompute 'my corpus' --reader readers/base --store {path}"
-    with pytest.raises(NotAStore) as caught:
-        Store.open(path)
-    assert str(caught.value) == f"{path} is not finished: {building} holds what is built so far; resume with: {command}"
+    plain = {"limit": None, "words": 100, "dtype": "float32", "text": True}
+    other = {"limit": 7, "words": 50, "dtype": "bfloat16", "text": False, "k": 9}
+    flags = " --limit 7 --words 50 --dtype bfloat16 --no-text --k 9 --shard-passages 12"
+    for options, size, said in ((plain, 65_536, ""), (other, 12, flags)):
+        changed = {**{key: settings[key] for key in keys}, "options": options, "shard_passages": size}
+        (building / "settings.json").write_text(json.dumps(changed))
+        command = f"python -m btr.precompute 'my corpus' --reader readers/base --store {path}{said}"
+        with pytest.raises(NotAStore) as caught:
+            Store.open(path)
+        left = f"{building} holds what is built so far; resume with: {command}"
+        assert str(caught.value) == f"{path} is not finished: {left}"
 
 
 def test_a_newer_format(store: Store) -> None:
