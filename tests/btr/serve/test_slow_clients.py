@@ -21,8 +21,8 @@ def port(kit: Any, reader: Any) -> Iterator[int]:
 
 def drip(port: int, begin: bytes, drop: bytes) -> tuple[bytes, float]:
     """Send `begin`, then a drop twenty times a second; returns what came back, and when the server hung up."""
+    began, came = time.monotonic(), b""  # before the server's clock can have begun
     with socket.create_connection(("127.0.0.1", port)) as client:
-        began, came = time.monotonic(), b""
         client.settimeout(0.05)
         client.sendall(begin)
         while time.monotonic() - began < 30:
