@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
@@ -46,8 +47,26 @@ def float_of(_context: Any, _bits: Any) -> Any:
     return types.float32(types.uint32), generate
 
 
+@njit_(inline="always")
+def rounded(bits: Any) -> Any:
+    """Round a float32, given by its bits and no NaN, to the uint16 of a bfloat16: to nearest, ties to even."""
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+
 # One parallel loop at a time: Numba's `workqueue` layer aborts the process on a second.  A forked child never gets the
 # gate and runs serially: the threads did not survive the fork, and Numba's OpenMP layer aborts when it notices.
-gate = threading.Lock()
+_gate = threading.Lock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: gate.acquire(blocking=False))
+    os.register_at_fork(after_in_child=lambda: _gate.acquire(blocking=False))
+
+
+def alone(loop: Callable[[], None]) -> bool:
+    """Run a parallel loop if no other one runs; return whether it was run."""
+    if not _gate.acquire(blocking=False):
+        return False
+    try:
+        loop()
+    finally:
+        _gate.release()
+    return True

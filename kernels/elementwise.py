@@ -10,7 +10,7 @@ import numpy as np
 from numba import config, get_num_threads, prange, set_num_threads
 from numpy.typing import NDArray
 
-from btr.kernels.compiled import Array, bits_of, compiled, float_of, gate, njit_
+from btr.kernels.compiled import Array, alone, bits_of, compiled, float_of, njit_, rounded
 
 _config: Any = config
 GRAIN = 2**14  # elements of a task of a parallel loop
@@ -23,10 +23,7 @@ def _wide(pattern: Any) -> Any:
 
 @njit_(inline="always")
 def _narrow(value: Any) -> Any:
-    bits = bits_of(value)
-    if value != value:
-        return np.uint16(0x7FC0)
-    return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+    return rounded(bits_of(value)) if value == value else np.uint16(0x7FC0)
 
 
 @compiled()
@@ -74,16 +71,17 @@ def _scale_rows_tasks(values: Array, scale: Array, weight: Array) -> None:
 
 def _run(serial: Any, parallel: Any, threads: int, *arrays: NDArray[Any]) -> None:
     """Run on so many threads, or on this one while another parallel loop runs."""
-    if threads < 2 or not gate.acquire(blocking=False):
-        serial(*arrays)
-        return
-    before = get_num_threads()
-    try:
+
+    def loop() -> None:
+        before = get_num_threads()
         set_num_threads(min(threads, _config.NUMBA_NUM_THREADS))
-        parallel(*arrays)
-    finally:
-        set_num_threads(before)
-        gate.release()
+        try:
+            parallel(*arrays)
+        finally:
+            set_num_threads(before)
+
+    if threads < 2 or not alone(loop):
+        serial(*arrays)
 
 
 def look_up(

@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange, types
 from numpy.typing import NDArray
 
-from btr.kernels.compiled import Array, bits_of, compiled, gate, intrinsic_, njit_
+from btr.kernels.compiled import Array, alone, bits_of, compiled, intrinsic_, njit_, rounded
 from btr.kernels.elementwise import look_up, scale_rows
 
 __all__ = [
@@ -113,9 +113,7 @@ def _fill_bfloat16(
 ) -> None:
     for j in range(count):
         d = first + j
-        bits = bits_of(_value(word, j, high[d], low[d], scale))
-        odd = (bits >> np.uint32(16)) & np.uint32(1)
-        values[m, d] = (bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)
+        values[m, d] = rounded(bits_of(_value(word, j, high[d], low[d], scale)))
 
 
 # Full words apart from the last: a loop of a constant 64 steps has no remainder to test for, which is worth half as
@@ -293,13 +291,9 @@ def _nearest_k_tasks(a: Array, b: Array, index: Array, distance: Array) -> None:
 
 def _run(serial: Any, parallel: Any, a: NDArray[np.uint64], b: NDArray[np.uint64], *results: NDArray[Any]) -> None:
     """Run a kernel over all rows of a: in parallel if the work is worth it and the gate is free."""
-    if a.size * len(b) < WORTHWHILE or not gate.acquire(blocking=False):
-        serial(0, len(a), _frozen(a), _frozen(b), *results)
-        return
-    try:
-        parallel(_frozen(a), _frozen(b), *results)
-    finally:
-        gate.release()
+    arrays = (_frozen(a), _frozen(b), *results)
+    if a.size * len(b) < WORTHWHILE or not alone(lambda: parallel(*arrays)):
+        serial(0, len(a), *arrays)
 
 
 def hamming(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.int32]:

@@ -1,7 +1,6 @@
 """Hold the kernels for bfloat16 patterns to their definition and to PyTorch, for every pattern there is."""
 
 import threading
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,14 +10,6 @@ from numpy.typing import NDArray
 from btr import kernels
 
 EVERY = np.arange(2**16, dtype=np.uint16)
-
-
-@pytest.fixture(scope="module", params=("numba", "numpy"))
-def back_end(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = kernels.backend()
-    kernels.use(request.param)
-    yield request.param
-    kernels.use(before)
 
 
 def floats(patterns: NDArray[np.uint16]) -> torch.Tensor:

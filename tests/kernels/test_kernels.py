@@ -32,14 +32,6 @@ SPECIAL = np.array([int(bits, 16) for bits in POSITIVE.split()], np.uint32)
 SPECIAL = np.concatenate([SPECIAL, SPECIAL | 0x80000000]).view(np.float32)
 
 
-@pytest.fixture(scope="module", params=BACK_ENDS)
-def back_end(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = kernels.backend()
-    kernels.use(request.param)
-    yield request.param
-    kernels.use(before)
-
-
 def random_values(seed: int, *shape: int) -> NDArray[np.float32]:
     """Return floats of any bits at all, a fifth of them special."""
     rng = np.random.default_rng(seed)

@@ -1,7 +1,5 @@
 """The k nearest rows: both back ends against a plain sort, exactly, ties by index."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -9,14 +7,6 @@ from numpy.typing import NDArray
 from btr import kernels
 
 TILE = 1024  # rows of b that the Numba back end compares at a time
-
-
-@pytest.fixture(scope="module", params=("numba", "numpy"))
-def back_end(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = kernels.backend()
-    kernels.use(request.param)
-    yield request.param
-    kernels.use(before)
 
 
 def words(seed: int, rows: int, W: int, bits: int = 64) -> NDArray[np.uint64]:
