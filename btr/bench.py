@@ -74,6 +74,9 @@ def numbers(text: str) -> list[int]:
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time all that was asked for, at each number of passages."""
+    for name in ("questions", "passage_tokens", "question_tokens", "new_tokens", "runs"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; use 1 or more")
     unknown = sorted(set(options.only) - set(NAMES))
     if unknown:
         raise InputError(f"--only {','.join(unknown)}: not known; choose of {', '.join(NAMES)}")
@@ -106,6 +109,8 @@ def time_in_turn(
     seconds: dict[str, list[float]] = {}
     phases: dict[str, dict[str, list[float]]] = {}
     timed = contenders(reader, folder, store, encoded, options, options.only)
+    if not timed:
+        raise InputError(f"--only {','.join(options.only)}: there is no such row of shape {options.shape}")
     for run in range(options.runs + 1):
         for name, answer in timed.items():
             began = perf_counter()

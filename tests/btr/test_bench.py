@@ -79,7 +79,13 @@ def test_memory_is_that_of_this_process() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
-    [(["--only", "binary,fast"], "--only fast: not known"), (["--plot", "x.txt"], "x.txt: not a picture")],
+    [
+        (["--only", "binary,fast"], "--only fast: not known"),
+        (["--only", "pruned"], "--only pruned: there is no such row of shape base"),
+        (["--plot", "x.txt"], "x.txt: not a picture"),
+        (["--questions", "0"], "--questions is 0; use 1 or more"),
+        (["--runs", "0"], "--runs is 0; use 1 or more"),
+    ],
 )
 def test_wrong_requests_are_refused(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main([*SIZES, *arguments]) == 2
