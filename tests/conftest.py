@@ -1,9 +1,11 @@
 """What every test stands on: no network but loopback, few threads, the same examples on every run."""
 
 import ipaddress
+import itertools
 import os
 import socket
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:  # slow to import, and most tests do without
-    from tokenizers import Tokenizer
+    from tokenizers import BertWordPieceTokenizer, Tokenizer
     from torch import Tensor
     from transformers import BertForQuestionAnswering, T5ForConditionalGeneration
 
@@ -208,13 +210,38 @@ def tiny_bert() -> "BertForQuestionAnswering":
 
 
 @pytest.fixture(scope="session")
-def bert_folder(tiny_bert: "BertForQuestionAnswering", tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its folder, with a WordPiece tokenizer of some 250 pieces."""
+def make_wordpiece() -> "Callable[[Iterable[str], int], BertWordPieceTokenizer]":
+    """Make a lower-cased WordPiece tokenizer of texts, of a number of pieces: the same one in every process.
+
+    (Training one is not: tokenizers counts pairs in hash maps seeded by the process, and ties fall by their order.)
+    Letters come first, then what saves most pieces: the number of places, times letters beyond the first.
+    """
     from tokenizers import BertWordPieceTokenizer
 
+    def make(texts: Iterable[str], size: int) -> BertWordPieceTokenizer:
+        plain = BertWordPieceTokenizer()
+        counts: Counter[str] = Counter()
+        for text in texts:
+            for word, _ in plain.pre_tokenizer.pre_tokenize_str(plain.normalizer.normalize_str(text)):
+                ends = itertools.combinations(range(len(word) + 1), 2)
+                counts.update(("##" if first else "") + word[first:last] for first, last in ends)
+        length = {piece: len(piece.removeprefix("##")) if piece != "##" else 2 for piece in counts}
+        pieces = sorted(counts, key=lambda piece: (length[piece] > 1, -counts[piece] * (length[piece] - 1), piece))
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        return BertWordPieceTokenizer({piece: n for n, piece in enumerate([*special, *pieces][:size])})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bert_folder(
+    tiny_bert: "BertForQuestionAnswering",
+    make_wordpiece: "Callable[[Iterable[str], int], BertWordPieceTokenizer]",
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Its folder, with a WordPiece tokenizer of 300 pieces."""
     folder = tmp_path_factory.mktemp("bert")
-    tokenizer = BertWordPieceTokenizer()
-    tokenizer.train_from_iterator([f"{title} {text}" for title, text in TEXTS], vocab_size=300, show_progress=False)
+    tokenizer = make_wordpiece([f"{title} {text}" for title, text in TEXTS], 300)
     tiny_bert.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder

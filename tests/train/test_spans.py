@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,13 +25,11 @@ UNTITLED = ("", "Egypt lies on the Nile.", True)
 
 
 @pytest.fixture(scope="module")
-def pieces(passages: list[Passage], tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """A WordPiece vocabulary, lower-cased, of the sample corpus."""
-    trained = BertWordPieceTokenizer()
-    trained.train_from_iterator((p.title + " " + p.text for p in passages), vocab_size=600, show_progress=False)
-    path = tmp_path_factory.mktemp("pieces") / "tokenizer.json"
-    trained.save(str(path))
-    return Tokenizer.from_file(str(path))
+def pieces(
+    passages: list[Passage], make_wordpiece: Callable[[Iterable[str], int], BertWordPieceTokenizer]
+) -> Tokenizer:
+    """A WordPiece tokenizer, lower-cased, of the sample corpus."""
+    return Tokenizer.from_str(make_wordpiece((f"{p.title} {p.text}" for p in passages), 600).to_str())
 
 
 def told(batch: SpanBatch, tokenizer: Tokenizer, question: int) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,14 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 @pytest.fixture(scope="module")
-def bert(passages: list[Passage], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bert(
+    passages: list[Passage],
+    make_wordpiece: Callable[[Iterable[str], int], BertWordPieceTokenizer],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """A tiny BERT with a head for pieces and some 700 pieces, four of which nothing uses."""
     folder = tmp_path_factory.mktemp("bert")
-    trained = BertWordPieceTokenizer()
-    trained.train_from_iterator((p.title + " " + p.text for p in passages), vocab_size=700, show_progress=False)
+    trained = make_wordpiece((f"{p.title} {p.text}" for p in passages), 700)
     trained.enable_padding(length=12)  # as published ones may have it
     trained.enable_truncation(12)
     trained.save(str(folder / "tokenizer.json"))
@@ -125,7 +129,7 @@ def test_rows_of_kept_pieces_are_as_they_were(bert: Path, trimmed: Path, before:
 def test_transformers_reads_the_folder(
     bert: Path, trimmed: Path, before: Tokenizer, after: Tokenizer, same: list[str]
 ) -> None:
-    text = " ".join(same[40:44])
+    text = " ".join(same[-4:])  # words, whose pieces have other numbers now
     tokenizer = AutoTokenizer.from_pretrained(str(trimmed))
     ids = tokenizer(text)["input_ids"]
     assert ids == after.encode(text).ids and tokenizer.pad_token_id == after.token_to_id("[PAD]")
