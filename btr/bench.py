@@ -15,15 +15,16 @@ from typing import Any
 
 import torch
 
-from btr import __version__, plots
+from btr import __version__, kernel_bench, plots
 from btr.config import MODES
 from btr.contenders import SPLIT, TRANSFORMERS, contenders, make_texts, random_reader, store_of
 from btr.errors import InputError
 from btr.reader import DTYPES, Reader
 from btr.storage import Encoded, Store
 
-PHASES = ("tokenize", "load", "expand", "encode", "merge", "decode")
-NAMES = (TRANSFORMERS, *MODES, "pruned", "merged")
+PHASES = ("tokenize", "load", "expand", "look", "encode", "merge", "decode")
+NAMES = (TRANSFORMERS, *MODES, "pruned", "reread", "merged")
+ROUNDED = ("int8", "pruned-int8")  # rows that are only there if they are asked for
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,14 +52,16 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--merge-ratio", type=float, default=0.2, help="share it merges there (default %(default)s)")
     about = "share it merges before, by the bits alone (default %(default)s)"
     main.add_argument("--merge-bits", type=float, default=0.0, help=about)
-    about = "passages that the row 'pruned' reads to the end, of a BERT; 0: no such row (default %(default)s)"
+    about = "passages that the row 'pruned' reads to the end; 0: no such row (default %(default)s)"
     main.add_argument("--prune", type=int, default=4, help=about)
     main.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
     main.add_argument("--runs", type=int, default=5, help="timed runs of each, after one that is not counted")
-    about = "which of them, with commas (default %(default)s)"
+    about = "which of them, with commas; int8 and pruned-int8: of a T5 whose decoder is rounded (default %(default)s)"
     main.add_argument("--only", type=lambda text: text.split(","), default=",".join(NAMES), help=about)
     about = "also take the peak memory of each, in a process of its own"
     main.add_argument("--memory", action="store_true", help=about)
+    about = "time the kernels instead, of a width, beside what does the same and the roof that they are held against"
+    main.add_argument("--kernels", type=int, nargs="*", metavar="D", help=about)
     main.add_argument("--json", action="store_true", help="print the figures as JSON")
     main.add_argument("--plot", metavar="FILE", help="draw seconds and phases: .png, .pdf or .svg")
     return main
@@ -77,7 +80,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for name in ("questions", "passage_tokens", "question_tokens", "new_tokens", "runs"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; use 1 or more")
-    unknown = sorted(set(options.only) - set(NAMES))
+    unknown = sorted(set(options.only) - set(NAMES) - set(ROUNDED))
     if unknown:
         raise InputError(f"--only {','.join(unknown)}: not known; choose of {', '.join(NAMES)}")
     reader = random_reader(options.shape, DTYPES[options.dtype])
@@ -96,7 +99,25 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "row_tokens": options.question_tokens + options.passage_tokens,
         "new_tokens": options.new_tokens if reader.family == "generative" else 0,
         "dtype": options.dtype, "runs": options.runs,
-        "merge": [options.merge, options.merge_ratio, options.merge_bits],
+        "merge": [options.merge, options.merge_ratio, options.merge_bits], **machine(),
+    }  # fmt: skip
+
+
+def kernel_figures(options: argparse.Namespace) -> dict[str, Any]:
+    """Time the kernels at each width asked for, or those of a T5-base and of the shipped reader."""
+    if options.plot or options.memory:
+        raise InputError("--kernels makes a table alone; leave --plot and --memory out")
+    if any(width < 8 for width in options.kernels) or options.runs < 1:
+        raise InputError(
+            f"--kernels {options.kernels} --runs {options.runs}: use widths of 8 or more, and a run or more"
+        )
+    rows = [row for width in options.kernels or (768, 384) for row in kernel_bench.measure(width, options.runs)]
+    return {"rows": rows, "runs": options.runs, **machine()}
+
+
+def machine() -> dict[str, Any]:
+    """Say what something was measured on."""
+    return {
         "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "threads": torch.get_num_threads(), "torch": torch.__version__, "btr": __version__,
     }  # fmt: skip
@@ -123,7 +144,8 @@ def time_in_turn(
                     phases.setdefault(name, {}).setdefault(phase, []).append(value / options.questions)
     width = 2 if options.dtype == "bfloat16" else 4
     signs = 0 if encoded.packed is None else encoded.packed.nbytes // encoded.num_tokens
-    held = {"float": reader.D * width} | dict.fromkeys(("binary", "merged", "pruned"), signs + encoded.scale.itemsize)
+    kept = signs + encoded.scale.itemsize
+    held = {"float": reader.D * width} | dict.fromkeys(("binary", "merged", "pruned", "reread", *ROUNDED), kept)
     first = next(iter(timed))
     rows = {}
     for name, values in seconds.items():
@@ -180,6 +202,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.plot:
             plots.check(options.plot)
+        if options.kernels is not None:
+            rates = kernel_figures(options)
+            print(json.dumps(rates) if options.json else kernel_bench.table(rates["rows"]))
+            return 0
         with tempfile.TemporaryDirectory() as folder:
             figures = measure(options, Path(folder))
     except InputError as error:

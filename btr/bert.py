@@ -6,12 +6,18 @@ tensor's index: a passage stands at a fixed offset, so that it can be read befor
 Shapes: R rows, T tokens, D width, H heads.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from btr import elementwise
+from btr.bias import mask_bias
 from btr.config import BertConfig
+from btr.merge import Schedule, Tokens, merge
 
 
 class Layer(nn.Module):
@@ -34,11 +40,14 @@ class Layer(nn.Module):
         mask: bool (R, 1 or T, T), True where a token may look; None: everywhere.
         """
         looked = self.attend(hidden, mask) if first is None else self.attend_first(hidden, mask, first)
-        hidden = self.attention_norm(hidden[:, :first] + self.out(looked))
+        return self.feed(self.attention_norm(hidden[:, :first] + self.out(looked)))
+
+    def feed(self, hidden: Tensor) -> Tensor:
+        """Run the second half, on what attention has left."""
         return self.norm(hidden + self.wo(elementwise.gelu(self.wi(hidden))))
 
     def attend(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """Return what the heads gather, (R, T, D)."""
+        """Return what the heads gather, (R, T, D); mask as in `forward`, or what is added to the scores."""
         R, T, D = hidden.shape
         q, k, v = self.qkv(hidden).view(R, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         looked = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None])
@@ -81,3 +90,18 @@ class Bert(nn.Module):
         for layer in self.layers[first:last]:
             hidden = layer(hidden, mask)
         return hidden
+
+    def merging(self, tokens: Tokens, start: int, schedule: Schedule) -> Tokens:
+        """Run the layers from `start` on, merging between the two halves of each as the schedule has it."""
+        bias = None
+        for layer, ratio in zip(cast("Sequence[Layer]", self.layers[start:]), schedule.encoder, strict=True):
+            hidden = tokens.hidden
+            if bias is None:
+                sizes = tokens.sizes if schedule.proportional and tokens.merged else None
+                bias = mask_bias(tokens.mask, hidden.dtype, sizes)[:, 0]
+            looked = layer.attention_norm(hidden + layer.out(layer.attend(hidden, bias)))
+            attended = replace(tokens, hidden=looked)
+            tokens = merge(attended, ratio)
+            bias = bias if tokens is attended else None
+            tokens = replace(tokens, hidden=layer.feed(tokens.hidden))
+        return tokens

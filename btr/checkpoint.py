@@ -2,114 +2,39 @@
 
 A folder holds `config.json`, `model.safetensors` (transformers' names), `tokenizer.json`, and for a BTR reader
 `btr_config.json` and `btr.safetensors` (the binarizer's values), and `skim.safetensors` if it can prune. transformers
-reads the same folder as a plain T5 or a plain BertForQuestionAnswering.
+reads the same folder as a plain T5 or a plain BertForQuestionAnswering. (One of a BERT that writes is of no kind that
+transformers has: its config.json is that of an encoder-decoder, a BERT and a T5 without encoder layers.)
 """
 
 import hashlib
 import importlib
 import json
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from btr.bert import Bert
+from btr.bert_fid import BertFiD
 from btr.binarize import Binarizer
 from btr.config import BertConfig, Calibration, ConfigError, ReaderConfig, T5Config
 from btr.errors import InputError
 from btr.fid import FiD
-from btr.names import HEAD, bert_tensors, fit, fit_bert, t5_tensors
+from btr.model import Model
+from btr.names import HEAD, bert_tensors, fit, fit_bert, fit_written, t5_tensors, written_tensors
 from btr.skim import Skim
 from btr.span import SpanReader
+from btr.split import SplitBert
 from btr.t5 import T5
+from btr.weights import first_line, read_json, read_tensors, read_weights
 
 SKIM = "skim.safetensors"
-WANTED = ["*.json", "*.safetensors", "*.bin", "spiece.model"]
-# in the order of transformers: a file that save_pretrained has just written comes before the shards of an older one
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
-def resolve(path_or_id: str) -> Path:
-    """Return the folder of a reader, downloading a hub id's files if it is not a folder.
-
-    Raises:
-        InputError: neither a folder with config.json nor a hub id that can be had.
-    """
-    folder = Path(path_or_id)
-    if folder.is_dir():
-        if not (folder / "config.json").exists():
-            raise InputError(
-                f"{folder}: no config.json, so this is not a reader; "
-                "pass a folder written by save_pretrained, or a hub id"
-            )
-        return folder
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path_or_id):
-        raise InputError(f"{path_or_id}: no such folder, and not a hub id of the form owner/name")
-    from huggingface_hub import snapshot_download  # only when a hub is asked for
-
-    try:
-        return Path(snapshot_download(path_or_id, allow_patterns=WANTED))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path_or_id}: no such folder, and the hub gave nothing ({first_line(error)}); "
-            "check the name or the network"
-        ) from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error of another package says, or its type where it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; InputError names the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); fetch or write the reader again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds {type(value).__name__}, expected an object; fetch or write the reader again")
-    return value
-
-
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Read all tensors of a checkpoint: safetensors (sharded or not), else a PyTorch file without code in it.
-
-    Raises:
-        InputError: no weights, or damaged ones.
-    """
-    path = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
-    if path is None:
-        raise InputError(f"{folder}: no model.safetensors or pytorch_model.bin; copy the weights next to config.json")
-    if path.suffix != ".json":
-        return read_weights(path)
-    names = read_json(path).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise InputError(f"{path}: has no weight_map, so it names no weights; copy the file again")
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(names.values())):
-        tensors |= read_weights(folder / name)
-    return tensors
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read one file of tensors; InputError names the file."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file; copy it next to config.json")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # safetensors, zip and pickle fail in many ways
-        raise InputError(f"{path}: damaged weights ({first_line(error)}); copy the file again") from error
 
 
 def load_t5(folder: Path, dtype: torch.dtype) -> T5:
@@ -202,20 +127,48 @@ def load_span(folder: Path, dtype: torch.dtype, config: ReaderConfig, new_head: 
             )
         drawn = torch.randn(2, model.width, generator=torch.Generator().manual_seed(0))
         weights |= {f"{HEAD}.weight": 0.02 * drawn, f"{HEAD}.bias": torch.zeros(2)}
-    found, wrong = fit_bert(model, weights)
+    fill(model, fit_bert(model, weights), folder, dtype)
+    return model.eval()
+
+
+def load_bert_fid(folder: Path, dtype: torch.dtype, config: ReaderConfig) -> BertFiD:
+    """Build a BERT that writes from a folder of `save_reader`.
+
+    Raises:
+        InputError: as `load_t5`.
+    """
+    shapes = read_json(folder / "config.json")
+    try:
+        encoder, decoder = (shapes.get(name) or {} for name in ("encoder", "decoder"))
+        with torch.device("meta"):
+            model = BertFiD(Bert(BertConfig.from_hf(encoder)), T5Config.from_hf(decoder, True), config)
+    except (ConfigError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(f"{folder}: {first_line(error)}") from error
+    fill(model, fit_written(model, read_tensors(folder)), folder, dtype)
+    model.t5.embedding.weight = model.t5.head.weight = model.bert.embedding.weight
+    return model.eval()
+
+
+def fill(model: SplitBert, fitted: tuple[dict[str, Tensor], list[str]], folder: Path, dtype: torch.dtype) -> None:
+    """Give a model of the meta device the tensors that were found for it, and a binarizer of numbers.
+
+    Raises:
+        InputError: some are missing or do not fit.
+    """
+    found, wrong = fitted
     if wrong:
         raise InputError(
             f"{folder}: {len(wrong)} tensors are missing or do not fit config.json ({wrong[0]}); "
             "copy the checkpoint again"
         )
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in found.items()}, assign=True, strict=False)
-    model.binarizer = Binarizer(model.width, config.calibration, bits=config.bits)  # of numbers, not of the meta device
-    return model.eval()
+    config = model.config
+    model.binarizer = Binarizer(model.width, config.calibration, bits=config.bits)
 
 
 def load_reader(
     folder: Path, dtype: torch.dtype, k: int | None, calibration: Calibration | None = None, new_head: bool = False
-) -> FiD | SpanReader:
+) -> Model:
     """Build the model of a reader folder, T5 or BERT as config.json says.
 
     A plain checkpoint gets k (None: full mode only) and an uncalibrated binarizer; one of a reader keeps its own.
@@ -231,8 +184,11 @@ def load_reader(
             raise ConfigError(
                 f"k is {config.k} in btr_config.json and {k} was asked for; leave k out, or train a reader with k = {k}"
             )
-        model: FiD | SpanReader
-        if read_json(folder / "config.json").get("model_type") == "bert":
+        model: Model
+        kind = read_json(folder / "config.json").get("model_type")
+        if kind == "encoder-decoder":
+            model = load_bert_fid(folder, dtype, config)
+        elif kind == "bert":
             model = load_span(folder, dtype, config, new_head)
         else:
             model = FiD(load_t5(folder, dtype), config)
@@ -240,19 +196,25 @@ def load_reader(
         raise InputError(f"{folder}: {error}") from error
     if settings.exists() and config.k:
         load_binarizer(model, folder / "btr.safetensors")
-        if isinstance(model, SpanReader) and (folder / SKIM).exists():
+        if (folder / SKIM).exists():
             model.skim = load_skim(model, folder / SKIM)
     return model.eval()
 
 
-def configured(model: FiD | SpanReader, config: ReaderConfig) -> FiD | SpanReader:
+def configured(model: Model, config: ReaderConfig) -> Model:
     """Return the same weights under other settings, with a new binarizer if k or the calibration is another.
 
     Raises:
         ValueError: the encoder has no layer k+1.
     """
-    other = FiD(model.t5, config) if isinstance(model, FiD) else SpanReader(model.bert, config)
-    if isinstance(model, SpanReader) and isinstance(other, SpanReader):
+    other: Model
+    if isinstance(model, FiD):
+        other = FiD(model.t5, config)
+    elif isinstance(model, BertFiD):
+        other = BertFiD(model.bert, model.t5.config, config)
+        other.t5, other.words = model.t5, model.words
+    else:
+        other = SpanReader(model.bert, config)
         other.head = model.head
     mine, theirs = model.config, config
     if (mine.k, mine.calibration, mine.bits) == (theirs.k, theirs.calibration, theirs.bits):
@@ -260,7 +222,7 @@ def configured(model: FiD | SpanReader, config: ReaderConfig) -> FiD | SpanReade
     return other
 
 
-def load_binarizer(model: FiD | SpanReader, path: Path) -> None:
+def load_binarizer(model: Model, path: Path) -> None:
     """Fill the binarizer from a file; InputError names it."""
     if not path.exists():
         raise InputError(
@@ -274,7 +236,7 @@ def load_binarizer(model: FiD | SpanReader, path: Path) -> None:
     model.binarizer.load_state_dict(values)
 
 
-def load_skim(model: SpanReader, path: Path) -> Skim | None:
+def load_skim(model: Model, path: Path) -> Skim | None:
     """Read what a reader skims passages with; None if it was fitted to other weights, as before more training.
 
     Raises:
@@ -292,22 +254,28 @@ def load_skim(model: SpanReader, path: Path) -> Skim | None:
     return skim
 
 
-def save_skim(model: SpanReader, folder: Path) -> None:
+def save_skim(model: Model, folder: Path) -> None:
     """Write what a reader skims passages with, and which weights that was fitted to."""
     assert model.skim is not None
     tensors(folder / SKIM, {"weight": model.skim.weight}, fitted_to=fitted_to(model))
 
 
-def fitted_to(model: SpanReader) -> str:
-    """Return what tells the weights from others that a `Skim` is fitted to: layer k+1 and the head, as bfloat16."""
-    parts = {"layer": model.bert.layers[model.config.k], "head": model.head}
+def fitted_to(model: Model) -> str:
+    """Return what tells the weights from others that a `Skim` is fitted to, as bfloat16: layer k+1 and the last one."""
+    parts: dict[str, nn.Module]
+    if isinstance(model, FiD):
+        parts = {"layer": model.t5.encoder.layers[model.config.k], "decoder": model.t5.decoder.layers[-1]}
+    elif isinstance(model, BertFiD):
+        parts = {"layer": model.bert.layers[model.config.k], "decoder": model.t5.decoder.layers[-1]}
+    else:
+        parts = {"layer": model.bert.layers[model.config.k], "head": model.head}
     named = [
         (f"{part}.{name}", p.bfloat16()) for part, module in parts.items() for name, p in module.named_parameters()
     ]
     return digest(named)
 
 
-def save_reader(model: FiD | SpanReader, tokenizer: Tokenizer, folder: Path) -> None:
+def save_reader(model: Model, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a reader folder; every file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, FiD):
@@ -315,6 +283,9 @@ def save_reader(model: FiD | SpanReader, tokenizer: Tokenizer, folder: Path) -> 
         special = {"eos_token": tokenizer.id_to_token(model.t5.config.eos_token_id)}
     else:
         shape, weights = model.bert.config.to_hf(), bert_tensors(model)
+        if isinstance(model, BertFiD):
+            shape = {"model_type": "encoder-decoder", "encoder": shape, "decoder": model.t5.config.to_hf()}
+            weights = written_tensors(model)
         special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
     special["pad_token"] = tokenizer.id_to_token(model.pad_token_id)
     write(folder / "config.json", json.dumps(shape | {"dtype": str(model.dtype).removeprefix("torch.")}, indent=2))
@@ -329,7 +300,7 @@ def save_reader(model: FiD | SpanReader, tokenizer: Tokenizer, folder: Path) -> 
             for name, tensor in model.binarizer.state_dict().items()
         }
         tensors(folder / "btr.safetensors", values)
-    if isinstance(model, SpanReader) and model.skim is not None:
+    if model.skim is not None:
         save_skim(model, folder)
     write(folder / "btr_config.json", json.dumps(asdict(model.config), indent=2))
 

@@ -159,6 +159,8 @@ class ReaderConfig:
     themselves do not tell) or 'paper' (u_hat = sign(u)). bits is the number of signs a token, 0 for D; 'predictive'
     alone takes fewer.
     Limits are in tokens: question without the end of sequence, passage with it.
+    unread are ids of tokens that layers k+1..n do not see of a passage, in modes float and binary: stop words and
+    punctuation, of which nothing is kept but the id. The layers below have read them; their places stay empty.
     """
 
     k: int = 0
@@ -168,6 +170,7 @@ class ReaderConfig:
     passages: int = 20  # read per question unless told
     max_question_tokens: int = 64
     max_passage_tokens: int = 320
+    unread: tuple[int, ...] = ()
     format_version: int = 1
 
     def __post_init__(self) -> None:
@@ -187,6 +190,10 @@ class ReaderConfig:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ConfigError(f"{name} is {value!r}; use an integer of at least {least}")
+        unread = self.unread
+        if not isinstance(unread, list | tuple) or not all(type(i) is int and i >= 0 for i in unread):
+            raise ConfigError(f"unread is {unread!r}; use a list of token ids")
+        object.__setattr__(self, "unread", tuple(sorted(set(unread))))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ReaderConfig":

@@ -24,7 +24,7 @@ from btr.span import SpanReader
 from btr.storage import Encoded, Settings, Store, StoreWriter
 from btr.t5 import T5
 
-SPLIT = {"small": 4, "base": 9, "large": 20, "minilm": 2, "bert-base": 9}  # k: the paper's, or of the shipped reader
+SPLIT = {"small": 4, "base": 9, "large": 20, "minilm": 1, "bert-base": 9}  # k: the paper's, or of the shipped reader
 BERT_SHAPES = {
     "minilm": BertConfig(vocab_size=22_400, hidden_size=384, num_hidden_layers=6, intermediate_size=1536),
     "bert-base": BertConfig(),
@@ -35,26 +35,20 @@ Baseline = Callable[[Sequence[str], Sequence[Passage], int], None]  # questions,
 
 
 def random_reader(shape: str, dtype: torch.dtype) -> Reader:
-    """Make a reader of a shape with random weights; a T5 never ends an answer. Its words are numbered."""
+    """Make a reader of a shape with random weights, which prunes; a T5 never ends an answer. Its words are numbered."""
     torch.manual_seed(0)
     marks = ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if shape in BERT_SHAPES else ("<pad>", "</s>", "<unk>")
     if shape in BERT_SHAPES:
-        model: FiD | SpanReader = random_span_reader(shape)
+        model: FiD | SpanReader = SpanReader(Bert(BERT_SHAPES[shape]), span_config(shape))
     else:
         model = FiD(random_t5(shape), ReaderConfig(k=SPLIT[shape]))
+    model.skim = Skim(model.width)
+    model.skim.weight.normal_()
     numbers = range(len(marks), model.vocab_size)
     vocabulary = {mark: i for i, mark in enumerate(marks)} | {f"w{i}": i for i in numbers}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=next(mark for mark in marks if "unk" in mark.lower())))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return Reader(model.to(dtype), tokenizer, f"random {shape}")
-
-
-def random_span_reader(shape: str) -> SpanReader:
-    """Make a BERT with random weights that points at spans, and prunes."""
-    model = SpanReader(Bert(BERT_SHAPES[shape]), span_config(shape))
-    model.skim = Skim(model.width)
-    model.skim.weight.normal_()
-    return model
 
 
 def random_t5(shape: str) -> T5:
@@ -73,7 +67,7 @@ def span_config(shape: str) -> ReaderConfig:
     """Return how a BERT of this shape keeps its tokens: as the shipped reader does, or the paper's way."""
     if shape != "minilm":
         return ReaderConfig(k=SPLIT[shape])
-    return ReaderConfig(k=SPLIT[shape], calibration="predictive", bits=BERT_SHAPES[shape].hidden_size // 2)
+    return ReaderConfig(k=SPLIT[shape], calibration="predictive", bits=BERT_SHAPES[shape].hidden_size * 5 // 16)
 
 
 def make_texts(reader: Reader, options: argparse.Namespace, count: int) -> tuple[list[str], list[Passage]]:
@@ -173,15 +167,24 @@ def contenders(
     if "float" in names:
         given["float"] = reader.encode_passages(passages, "float")
 
-    def ours(mode: Mode, merge: Schedule | None = None, prune: int = 0) -> tuple[list[Answer], float]:
+    def ours(
+        mode: Mode, merge: Schedule | None = None, prune: int = 0, reader: Reader = reader
+    ) -> tuple[list[Answer], float]:
         began = perf_counter()
-        read = given[mode] if mode in given else store.get(encoded.ids)
+        read = store.get(encoded.ids) if prune or mode not in given else given[mode]
         loaded = perf_counter() - began
         return reader.answer_batch(questions, [read] * len(questions), mode, options.new_tokens, merge, prune), loaded
 
     found: Contenders = {mode: partial(ours, mode) for mode in MODES}
     if reader.prunes and options.prune:
         found["pruned"] = partial(ours, "binary", None, options.prune)
+        found["reread"] = partial(ours, "full", None, options.prune)
+    if reader.family == "generative" and {"int8", "pruned-int8"} & set(names):
+        rounded = Reader(reader.model, reader.tokenizer, reader.name)
+        rounded.round_decoder()
+        found["int8"] = partial(ours, "binary", reader=rounded)
+        if options.prune:
+            found["pruned-int8"] = partial(ours, "binary", None, options.prune, rounded)
     if merge is not None:
         found["merged"] = partial(ours, "binary", merge)
     if TRANSFORMERS in names:

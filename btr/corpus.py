@@ -120,13 +120,23 @@ def cut_text(text: str, words: int) -> list[str]:
     return [text[start:end] for start, end in spans]
 
 
-def _cut(passage: Passage, words: int, tally: Tally) -> Iterator[Passage]:
+def divide(passage: Passage, words: int) -> list[Passage]:
+    """Cut a passage of more than 1.5 * `words` words into `<id>:0`, `<id>:1`, ...; return others as they are."""
     if len(passage.text.split()) <= words * LONG:
-        yield passage
-        return
-    tally.cut += 1
-    for number, piece in enumerate(cut_text(passage.text, words)):
-        yield Passage(f"{passage.id}:{number}", passage.title, piece)
+        return [passage]
+    pieces = enumerate(cut_text(passage.text, words))
+    return [Passage(piece_id(passage.id, number), passage.title, piece) for number, piece in pieces]
+
+
+def piece_id(passage_id: str, number: int) -> str:
+    """Name a piece of a passage that was cut."""
+    return f"{passage_id}:{number}"
+
+
+def _cut(passage: Passage, words: int, tally: Tally) -> list[Passage]:
+    pieces = divide(passage, words)
+    tally.cut += len(pieces) > 1
+    return pieces
 
 
 def _whole_passages(name: str, tally: Tally) -> Iterator[Passage]:

@@ -8,15 +8,16 @@ layers read the same M D numbers instead of 2 M H d of their own.
 Shapes: B questions, S answer tokens, M memory tokens, M0 before merging, D model width, H heads, d head width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from btr.bias import memory_bias
+from btr.level import Level
 from btr.merge import Tokens
+from btr.single import Matrices, RowWriter
 from btr.t5 import T5, Attention
 
 
@@ -34,21 +35,6 @@ class Generation:
     attention: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Level:
-    """A memory as decoder layers see it: bias (B, 1, M); looked (B, M), their attention, averaged over heads."""
-
-    tokens: Tokens
-    bias: Tensor
-    looked: Tensor
-
-    @classmethod
-    def of(cls, tokens: Tokens, proportional: bool) -> "Level":
-        """Prepare a memory for attention; proportional adds the log of their sizes to its keys."""
-        bias = memory_bias(tokens, tokens.hidden.dtype, proportional)[:, 0]
-        return cls(tokens, bias, torch.zeros_like(bias[:, 0], dtype=torch.float32))
-
-
 def recall(attention: Attention, x: Tensor, cache: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:
     """Attend from x (B, D) to itself and the tokens before it under bias (1, H, 1, t+1); fills caches (B, H, S, d)."""
     B, H, t = len(x), attention.heads, bias.shape[-1] - 1
@@ -61,14 +47,10 @@ def recall(attention: Attention, x: Tensor, cache: tuple[Tensor, Tensor], bias: 
 
 def look(attention: Attention, x: Tensor, level: Level) -> Tensor:
     """Attend from x (B, D) to a memory, and note where."""
-    B, H, memory = len(x), attention.heads, level.tokens.hidden
-    to_keys, to_values = (part.weight.view(H, -1, memory.shape[2]) for part in (attention.k, attention.v))
+    (B, D), H = x.shape, attention.heads
+    to_keys, to_values = (part.weight.view(H, -1, D) for part in (attention.k, attention.v))
     query = attention.q(x).view(B, H, -1).transpose(0, 1)
-    asked = torch.bmm(query, to_keys).transpose(0, 1)  # (B, H, D)
-    scores = torch.bmm(memory, asked.mT).mT.contiguous()  # a third faster than (B, H, M) at once
-    weights = (scores + level.bias).softmax(-1)
-    level.looked.add_(weights.float().mean(1))
-    found = torch.bmm(weights, memory)
+    found = level.ask(torch.bmm(query, to_keys).transpose(0, 1))
     return attention.o(torch.bmm(to_values, found.permute(1, 2, 0)).permute(2, 0, 1).reshape(B, -1))
 
 
@@ -94,13 +76,27 @@ class Writer:
 
 
 @torch.no_grad()
-def greedy(t5: T5, memory: Sequence[Tokens], max_new_tokens: int, proportional: bool = True) -> Generation:
+def greedy(
+    t5: T5,
+    memory: Sequence[Tokens],
+    max_new_tokens: int,
+    proportional: bool = True,
+    matrices: Matrices | None = None,
+    heard: Callable[[Tensor], Tensor] | None = None,
+) -> Generation:
     """Decode greedily, max_new_tokens at most.
 
     memory: what each decoder layer looks at (`merge.shrink`), whose keys get the log of their sizes if proportional.
+    matrices: the decoder's, rounded, for a single answer; several are written with its own.
+    heard: takes the tokens (B,) of each step as they come, and returns which answers are to be gone on with, bool (B,).
     """
     known = {key: Level.of(tokens, proportional) for key, tokens in {id(tokens): tokens for tokens in memory}.items()}
-    writer = Writer(t5, [known[id(tokens)] for tokens in memory], max_new_tokens)
+    levels = [known[id(tokens)] for tokens in memory]
+    writer: Writer | RowWriter
+    if matrices is not None and len(levels[0].bias) == 1:
+        writer = RowWriter(t5, levels, max_new_tokens, matrices)
+    else:
+        writer = Writer(t5, levels, max_new_tokens)
     B, S, config, device = len(memory[0].hidden), max_new_tokens, t5.config, memory[0].hidden.device
     tokens = torch.full((B, S), config.pad_token_id, device=device)
     scores, steps = torch.zeros(B, S, device=device), torch.zeros(B, 1, device=device)
@@ -116,6 +112,8 @@ def greedy(t5: T5, memory: Sequence[Tokens], max_new_tokens: int, proportional: 
             level.looked.zero_()
         steps += going[:, None]
         going = going & (best != config.eos_token_id)
+        if heard is not None:
+            going = going & heard(token)
         count += 1
     shares = [level.tokens.spread(total) for level, total in zip(known.values(), attention, strict=True)]
     return Generation(tokens[:, :count], scores[:, :count], sum(shares[1:], shares[0]) / steps.clamp(min=1))

@@ -49,9 +49,15 @@ def parser() -> argparse.ArgumentParser:
     add("--retriever", choices=KINDS, help="what finds passages in the store; default: what it is searched with")
     add("--modes", default="binary", help="comma-separated: full, float, binary (default %(default)s)")
     add("--passages", metavar="N", help="passages a question, comma-separated; default: the reader's own number")
-    about = "passages read to the end, of those, comma-separated; 0: all (default); mode full reads all"
+    about = "passages read to the end, of those, comma-separated; 0: all (default)"
     add("--prune", default="0", metavar="N", help=about)
     about = "mode to compare with; default: full, if it is evaluated, else with --prune 0,N the first"
+    about = (
+        "share of passage tokens merged in the upper layers and before the decoder's, but in mode full; default: none"
+    )
+    add("--merge", type=float, default=0.0, metavar="RATIO", help=about)
+    about = "write the answers with the decoder rounded to int8, but for those of --against-reader"
+    add("--round-decoder", action="store_true", help=about)
     add("--against", metavar="MODE", choices=MODES, help=about)
     add("--against-reader", metavar="R", help="compare with this reader (its mode full, or --against)")
     add("--limit", type=int, metavar="N", help="questions to answer")
@@ -72,6 +78,13 @@ class Setting:
     mode: Mode
     passages: int
     prune: int = 0
+    merge: float = 0.0
+    rounded: bool = False
+
+    @property
+    def more(self) -> str:
+        """Name what is done to be sooner, beside pruning."""
+        return ", ".join([f"merge {self.merge:g}"] * bool(self.merge) + ["int8"] * self.rounded)
 
 
 def identify(reader: Reader) -> str:
@@ -126,12 +139,15 @@ class Evaluation:
         """Answer one question; what can be done before it is asked is not timed, reading stored bits is."""
         reader, mode = setting.reader, setting.mode
         store = self.evidence.store if uses_store(setting, self.evidence.store) else None
-        ready = passages if mode == "full" or store is not None else reader.encode_passages(passages, mode)
+        kept = kept_mode(setting, len(passages))
+        ready = passages if kept is None or store is not None else reader.encode_passages(passages, kept)
         asked = prompt(self.asked.questions[number], self.asked.kind)
+
+        merge = reader.schedule("algorithm", setting.merge) if setting.merge else None
 
         def answer(most: int) -> Answer:
             given = ready if store is None else store.at(self.evidence.ordinals[number][: setting.passages])
-            return reader.answer(asked, given, mode, most, prune=setting.prune)
+            return reader.answer(asked, given, mode, most, merge, setting.prune)
 
         if (setting.weights, mode) not in self._warm:  # the first time, kernels are compiled
             answer(1)
@@ -147,9 +163,17 @@ class Evaluation:
         return row
 
 
+def kept_mode(setting: Setting, passages: int) -> Mode | None:
+    """Return in which mode what is kept of so many passages was made; None: nothing is kept."""
+    if setting.mode != "full":
+        return setting.mode
+    return "binary" if 0 < setting.prune < passages else None
+
+
 def uses_store(setting: Setting, store: Store | None) -> bool:
     """Tell whether a setting reads the bits of the store itself, rather than encode its texts anew."""
-    return store is not None and setting.mode == "binary" and store.manifest.fingerprint == setting.reader.fingerprint
+    bits = kept_mode(setting, setting.passages) == "binary"
+    return store is not None and bits and store.manifest.fingerprint == setting.reader.fingerprint
 
 
 def score(answer: str, question: Question, kind: Kind) -> dict[str, float]:
@@ -167,9 +191,10 @@ def bytes_per_token(setting: Setting, store: Store | None) -> float | None:
     In the memory of the reader signs come in words of 64 bits.
     """
     reader = setting.reader
-    if setting.mode == "full":
+    kept = kept_mode(setting, setting.passages)
+    if kept is None:
         return None
-    if setting.mode == "float":
+    if kept == "float":
         return float(reader.D * reader.model.dtype.itemsize)
     if store is not None and uses_store(setting, store):
         parts = store.manifest.part_bytes
@@ -209,7 +234,7 @@ def check_readers(settings: list[Setting], asked: Asked, evidence: Evidence) -> 
         reader, mode = setting.reader, setting.mode
         if mode != "full" and not reader.config.k:
             raise InputError(f"reader {reader.name} has no split layer, so it knows mode 'full' alone, not {mode!r}")
-        check_prune(reader.model, setting.prune, mode, reader.name)
+        check_prune(reader.model, setting.prune, reader.name)
         if asked.kind != "question" and reader.family == "extractive":
             cure = "evaluate a generative reader, or another task"
             raise InputError(f"{asked.task} wants a label, and reader {reader.name} quotes passages; {cure}")
@@ -242,14 +267,20 @@ def settings_of(
 ) -> list[Setting]:
     """Return the rows for all numbers of passages and of those read to the end.
 
-    Mode full and the reader compared with (the first row, then) read all; so does the base, whatever else it does.
+    The reader compared with (the first row, then) reads all; so does the base, whatever else it does.
     """
     found = []
     for count, row in itertools.product(counts, rows):
-        alone = row[2] == "full" or row[1] != rows[-1][1]
+        alone = row[1] != rows[-1][1]
         chosen = {0} if alone else {*prunes, *([0] if row[1:] == base else [])}
         found += [Setting(*row, count, prune) for prune in sorted(chosen)]
     return found
+
+
+def compressed(setting: Setting, options: argparse.Namespace) -> Setting:
+    """Return a setting of the reader that is merged or rounded."""
+    merge = options.merge if setting.mode != "full" else 0.0
+    return replace(setting, merge=merge, rounded=options.round_decoder)
 
 
 def run_all(evaluation: Evaluation, settings: list[Setting]) -> list[Run]:
@@ -265,7 +296,7 @@ def run_all(evaluation: Evaluation, settings: list[Setting]) -> list[Run]:
                 read = f"{s.passages} passages" + (f", {s.prune} to the end" if s.prune else "")
                 print(f"{s.mode}, {read}: {len(rows)}/{total}, {metric} {right:.1f}", file=sys.stderr)
         kept = bytes_per_token(s, evaluation.evidence.store)
-        runs.append(Run(s.reader.name, s.weights, s.mode, s.passages, kept, rows, s.prune))
+        runs.append(Run(s.reader.name, s.weights, s.mode, s.passages, kept, rows, s.prune, s.more))
     return runs
 
 
@@ -279,7 +310,16 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     asked = find_questions(options.task, options.data, options.limit)
     reader = Reader.from_pretrained(options.reader, dtype=options.dtype)
     weights = identify(reader)
+    if options.round_decoder:
+        reader.round_decoder()
+        weights += "-int8"
+    if options.merge:
+        reader.schedule("algorithm", options.merge)  # or an error
+        weights += f"-merged{options.merge:g}"
     settings, base = plan(options, reader, weights)
+    settings = [compressed(s, options) if s.weights == weights else s for s in settings]
+    if options.merge and not any(s.merge for s in settings):
+        raise InputError("--merge is for the modes float and binary, and neither is evaluated; name one in --modes")
     counts = sorted({setting.passages for setting in settings})
     with ExitStack() as stack:
         store = stack.enter_context(Store.open(options.store)) if options.store else None

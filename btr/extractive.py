@@ -1,4 +1,4 @@
-"""How a span reader (BERT) takes text in and gives answers out: `[CLS] … [SEP] title [SEP] text [SEP]`, then a span.
+"""How a span reader (BERT) gives answers out: a span of one passage.
 
 Start and end are each one probability distribution over the texts of all passages and, for "no answer", the first token
 of every row. The answer is the likeliest pair within one passage, quoted by its character offsets.
@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from btr.answer import Answer, Memory, Span, Stopwatch
+from btr.bert_rows import BertRows
 from btr.config import Mode
-from btr.errors import InputError
 from btr.layout import MergedRows
 from btr.span import SpanReader
 
@@ -27,8 +27,8 @@ class Pointable:
     """Where a question's memory may be pointed at; N passages, C tokens of their texts.
 
     first (rows,): memory token that says "no answer here", one for each row that was read. starts (N,): where the text
-    begins among the tokens of its passage; counts (N,): its tokens, 0 where it was not read. places (C,): memory tokens
-    of the texts; passage (C,): whose.
+    begins among the tokens of its passage; counts (N,): its tokens in the memory, 0 where it was not read. places (C,):
+    memory tokens of the texts; passage (C,): whose; tokens (C,): which of its passage.
     """
 
     first: np.ndarray
@@ -36,34 +36,17 @@ class Pointable:
     counts: np.ndarray
     places: np.ndarray
     passage: np.ndarray
+    tokens: np.ndarray
 
 
-class Extractive:
+class Extractive(BertRows):
     """Text in and out for `SpanReader`."""
 
     family = "extractive"
 
     def __init__(self, model: SpanReader, tokenizer: Tokenizer) -> None:
-        tokenizer.encode_special_tokens = True  # "[SEP]" in a passage is text
-        self.model, self.tokenizer = model, tokenizer
-        cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
-        if cls is None or sep is None:
-            raise InputError("the tokenizer has no [CLS] or no [SEP], as BERT's have; copy the one it was made with")
-        self.cls, self.sep = cls, sep
-
-    def question_ids(self, question: str) -> list[int]:
-        """Tokenize a question as `[CLS] … [SEP]`."""
-        return [self.cls, *self.tokenizer.encode(question, add_special_tokens=False).ids, self.sep]
-
-    def passage_ids(self, passages: Sequence[tuple[str, str]], limit: int) -> tuple[list[list[int]], int]:
-        """Tokenize (title, text) as `title [SEP] text [SEP]`, the title in at most a quarter; and count those cut."""
-        titles = self.tokenizer.encode_batch([title for title, _ in passages], add_special_tokens=False)
-        texts = self.tokenizer.encode_batch([text for _, text in passages], add_special_tokens=False)
-        begun = [[*title.ids[: limit // 4], self.sep] for title in titles]
-        rows = [[*begin, *text.ids, self.sep] for begin, text in zip(begun, texts, strict=True)]
-        return [row if len(row) <= limit else [*row[: limit - 1], self.sep] for row in rows], sum(
-            len(row) > limit for row in rows
-        )
+        super().__init__(tokenizer)
+        self.model = model
 
     def answer(
         self, memories: Sequence[tuple[Tensor | MergedRows, Memory]], mode: Mode, max_new_tokens: int, watch: Stopwatch
@@ -94,11 +77,15 @@ class Extractive:
         """Find the tokens of passage texts: between the first [SEP] of a passage and its last token."""
         lengths = np.array(held.lengths)
         first, read = np.cumsum(lengths) - lengths, lengths > 0
-        starts = np.array([int(np.argmax(ids == self.sep)) + 1 for ids in held.ids])
-        counts = read * np.array([len(ids) - 1 - start for ids, start in zip(held.ids, starts, strict=True)])
+        starts = np.array([self.begins(ids) for ids in held.ids])
+        seen = [np.flatnonzero(part[:-1]) for part in held.seen]
+        before = np.array([int(np.searchsorted(part, start)) for part, start in zip(seen, starts, strict=True)])
+        tokens = [part[skip:] if was else part[:0] for part, skip, was in zip(seen, before, read, strict=True)]
+        counts = np.array([len(part) for part in tokens])
         passage = np.repeat(np.arange(len(first)), counts)
         inside = np.arange(len(passage)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return Pointable(first[read], starts, counts, inside + (first + held.question + starts)[passage], passage)
+        places = inside + (first + held.question + before)[passage]
+        return Pointable(first[read], starts, counts, places, passage, np.concatenate(tokens))
 
     def promise(self, states: Tensor, held: Memory) -> Tensor:
         """Return what speaks for each passage: the logits of start and end of its best short span, (N,) float32."""
@@ -115,21 +102,21 @@ class Extractive:
         A text that was not kept is decoded, and stands nowhere.
         """
         n = int(where.passage[a])
-        begun = int(where.counts[:n].sum())
-        tokens = held.ids[n][where.starts[n] + a - begun : where.starts[n] + b - begun + 1].tolist()
-        text = held.passages[n][1]
+        start, stop = int(where.tokens[a]), int(where.tokens[b]) + 1
+        tokens = held.ids[n][start:stop].tolist()
+        text, begun = held.passages[n][1], int(where.starts[n])
         offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
-        if b - begun >= len(offsets):
-            return self.tokenizer.decode(tokens), tuple(tokens), None
-        span = Span(n, offsets[a - begun][0], offsets[b - begun][1])
+        if stop - begun > len(offsets):
+            return self.tokenizer.decode(tokens).removeprefix("##"), tuple(tokens), None  # may begin within a word
+        span = Span(n, offsets[start - begun][0], offsets[stop - begun - 1][1])
         return text[span.start : span.end], tuple(tokens), span
 
 
 def per_token(where: Pointable, looked: np.ndarray, n: int, length: int) -> np.ndarray:
     """Return what was looked at (C,) of passage n, over all its tokens: float32 (length,)."""
-    begun, count = int(where.counts[:n].sum()), int(where.counts[n])
+    mine = where.passage == n
     row = np.zeros(length, np.float32)
-    row[where.starts[n] : where.starts[n] + count] = looked[begun : begun + count]
+    row[where.tokens[mine]] = looked[mine]
     return row
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from btr.binarize import Binarizer, Known, safe_weight
 from btr.config import Mode, ReaderConfig
 from btr.merge import Schedule, Tokens
+from btr.skim import Skim, features
 from btr.t5 import T5, RMSNorm
 
 
@@ -29,12 +30,14 @@ class Rows:
     joined (R, T, D): residual stream entering layer k+1, as the passage is held in this mode.
     apart (R, T, D): the same before binarization.
     signs (R, T, D): ±1 with straight-through gradient, or None.
+    read (R, T): bool, the tokens that layers k+1..n saw; None: all of the rows.
     """
 
     memory: Tensor
     joined: Tensor
     apart: Tensor
     signs: Tensor | None
+    read: Tensor | None = None
 
 
 class FiD(nn.Module):
@@ -45,9 +48,12 @@ class FiD(nn.Module):
         n = t5.config.num_layers
         if not 0 <= config.k < n:
             raise ValueError(f"k is {config.k}, the encoder has {n} layers; choose 1 <= k <= {n - 1}")
+        if config.unread:
+            raise ValueError("unread tokens are known to span readers alone; leave `unread` empty for a T5")
         self.t5 = t5
         self.config = config
         self.binarizer = Binarizer(t5.config.d_model, config.calibration, bits=config.bits)
+        self.skim: Skim | None = None  # fitted to these weights, when they are trained no more
 
     @property
     def join_norm(self) -> RMSNorm:
@@ -100,6 +106,17 @@ class FiD(nn.Module):
         bias = self.t5.encoder.bias(positions, positions < lengths[:, None])
         return self.t5.encoder.finish(self.t5.encoder(hidden, bias, self.config.k, None, normed))
 
+    def glance(self, hidden: Tensor, lengths: Tensor, question: int, normed: Tensor | None = None) -> Tensor:
+        """Return the `features` of rows as `join` takes them, `question` tokens first, (R, D + 1) float32.
+
+        Of layer k+1 the question's own tokens are followed.
+        """
+        normed = self.join_norm(hidden) if normed is None else normed
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        bias = self.t5.encoder.bias(positions, positions < lengths[:, None])[:, :, :question]
+        layer = self.t5.encoder.layers[self.config.k]
+        return features(layer.follow(hidden[:, :question], bias, normed), normed, lengths)
+
     def merging(self, tokens: Tokens, schedule: Schedule, normed: Tensor | None = None) -> Tokens:
         """Run layers k+1..n to memory as `join` does, merging passage tokens on the way."""
         return self.t5.encoder.merging(tokens, self.config.k, schedule, normed)
@@ -135,6 +152,11 @@ class FiD(nn.Module):
     def width(self) -> int:
         """D."""
         return self.t5.config.d_model
+
+    @property
+    def joint(self) -> int:
+        """n - k, the layers that see question and passage together."""
+        return self.t5.config.num_layers - self.config.k
 
     @property
     def vocab_size(self) -> int:

@@ -30,6 +30,7 @@ class Run:
     kept: float | None
     predictions: list[Prediction]
     prune: int = 0
+    more: str = ""  # what else was done to be sooner: 'merge 0.2', 'int8'
 
 
 def percent(values: Sequence[float]) -> Percent:
@@ -54,7 +55,7 @@ def describe_run(run: Run, metrics: Sequence[str]) -> dict[str, Any]:
     rows = run.predictions
     seconds = [row["seconds"] for row in rows if "seconds" in row]
     figures: dict[str, Any] = {
-        "reader": run.reader, "mode": run.mode, "passages": run.passages, "prune": run.prune,
+        "reader": run.reader, "mode": run.mode, "passages": run.passages, "prune": run.prune, "more": run.more,
         "passages_read": round(mean([row["read"] for row in rows]), 2), "questions": len(rows),
         **{metric: percent([row[metric] for row in rows]) for metric in metrics},
     }  # fmt: skip
@@ -118,8 +119,9 @@ def cells_of(row: dict[str, Any], reader: bool) -> dict[str, str]:
 
 
 def way(row: dict[str, Any]) -> str:
-    """Return how the passages of a row were read: the mode, and how many of them to the end."""
-    return f"{row['mode']}, prune {row['prune']}" if row.get("prune") else str(row["mode"])
+    """Return how the passages of a row were read: the mode, how many of them to the end, and what else."""
+    prune = f"prune {row['prune']}" if row.get("prune") else ""
+    return ", ".join(filter(None, (row["mode"], prune, row.get("more"))))
 
 
 def value(figure: Percent, sign: str = "") -> str:

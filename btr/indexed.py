@@ -8,6 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from btr.corpus import Passage
 from btr.errors import InputError
 from btr.progress import Progress
@@ -19,6 +22,8 @@ from btr.storage.manifest import store_command
 INDEX = "bm25"
 BATCH = 1024  # passages read and indexed at a time
 MOST = 16_384  # passages that `Tail` keeps words of in memory
+
+Part = tuple[str, str, int]  # name and content of a shard, and the record that a part of it begins with
 
 
 class Index(Protocol):
@@ -70,7 +75,8 @@ class Tail:
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str, int], WordShard] = {}  # by name and content, and where the tail begins
+        self._known: dict[Part, WordShard] = {}
+        self.vectors: dict[Part, NDArray[np.float32]] = {}  # the same of a dense index, which `btr.dense` keeps here
 
     def extend(self, bm25: BM25, store: Store) -> BM25:
         """Return the index with as many of the passages that follow as fit into MOST, all of a shard or none.
@@ -78,18 +84,26 @@ class Tail:
         Raises:
             Corrupt: a passage is damaged.
         """
-        used: dict[tuple[str, str, int], WordShard] = {}
-        start, first, end = 0, len(bm25), min(len(bm25) + MOST, store.manifest.ordinals)
-        for shard in store.manifest.shards:
-            begin, start = max(start, first), start + shard.passages
-            if begin < start <= end:
-                key = shard.name, shard.content_hash, shard.passages - (start - begin)
-                known = self._known.get(key) or WordShard.of(read_words(store, begin, start), begin)
-                used[key] = replace(known, offset=begin)
-            elif start > end:
-                break
+        used: dict[Part, WordShard] = {}
+        for key, begin, end in newer(store, len(bm25), MOST):
+            known = self._known.get(key) or WordShard.of(read_words(store, begin, end), begin)
+            used[key] = replace(known, offset=begin)
         self._known = used
         return bm25.extended(list(used.values()))
+
+
+def newer(store: Store, first: int, most: int) -> Iterator[tuple[Part, int, int]]:
+    """Yield what tells the part of each shard from ordinal `first` on from others, and its first and last ordinal + 1.
+
+    Of the shards in order, as many as have together no more than `most` passages there.
+    """
+    start, end = 0, min(first + most, store.manifest.ordinals)
+    for shard in store.manifest.shards:
+        begin, start = max(start, first), start + shard.passages
+        if begin < start <= end:
+            yield (shard.name, shard.content_hash, shard.passages - (start - begin)), begin, start
+        elif start > end:
+            return
 
 
 def read_words(store: Store, first: int, end: int) -> list[Passage]:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from btr.merge import MergedBits, Schedule, Tokens
-from btr.span import SpanReader
+from btr.merge import MergedBits, Schedule, Tokens, merge_bits
+from btr.model import Model
 
 BATCH_TOKENS = 2048  # tokens of a batch in the encoder, padding counted: what it makes on the way stays in the caches
 PADDING = 256  # of them padding: more than this takes longer than another batch
@@ -61,12 +61,14 @@ def in_batches(lengths: Sequence[int], encode: Callable[[list[int]], Tensor]) ->
 class Halves:
     """What layers 1..k made of a question and, apart from it, of its passages.
 
-    asked: the question's streams, (Q, D) each; read: the passages', (M, D) each, end to end; lengths (N,) of passages.
+    asked: the question's streams, (Q, D) each; read: the passages', (M, D) each, end to end; lengths (N,) of passages;
+    packed (M, W): the passages' signs, uint64, or None.
     """
 
     asked: Sequence[Tensor]
     read: Sequence[Tensor]
     lengths: Sequence[int]
+    packed: np.ndarray | None = None
 
     @property
     def rows(self) -> list[int]:
@@ -89,19 +91,21 @@ class Halves:
     def only(self, chosen: Sequence[int]) -> "Halves":
         """Return some of the passages."""
         ends = np.cumsum(self.lengths)
-        tokens = torch.from_numpy(np.concatenate([np.arange(ends[i] - self.lengths[i], ends[i]) for i in chosen]))
-        return Halves(self.asked, [stream[tokens] for stream in self.read], [self.lengths[i] for i in chosen])
+        tokens = np.concatenate([np.arange(ends[i] - self.lengths[i], ends[i]) for i in chosen])
+        streams, packed = [stream[torch.from_numpy(tokens)] for stream in self.read], self.packed
+        kept = None if packed is None else packed[tokens]
+        return Halves(self.asked, streams, [self.lengths[i] for i in chosen], kept)
 
     def merged(self, bits: MergedBits) -> "Halves":
         """Average the passages' tokens that were chosen by their bits."""
         return Halves(self.asked, [bits.average(stream) for stream in self.read], bits.lengths)
 
 
-def first_look(model: SpanReader, halves: Halves) -> Tensor:
+def first_look(model: Model, halves: Halves) -> Tensor:
     """Let the question look at each passage once: the features of `Skim`, (N, D + 1)."""
     batches, Q = list(length_batches(halves.rows, BATCH_TOKENS)), len(halves.asked[0])
     laid = (halves.batch(batch) for batch in batches)
-    found = torch.cat([model.glance(filled[0], lengths, Q) for filled, lengths in laid])
+    found = torch.cat([model.glance(filled[0], lengths, Q, *filled[1:]) for filled, lengths in laid])
     return found[torch.tensor([i for batch in batches for i in batch]).argsort()]
 
 
@@ -117,9 +121,15 @@ class MergedRows:
     schedule: Schedule
 
     @classmethod
-    def join(cls, halves: Halves, schedule: Schedule, bits: MergedBits | None, run: Merging) -> "MergedRows":
-        """Run the joint layers over all rows of a question, merging on the way."""
-        halves = halves if bits is None else halves.merged(bits)
+    def join(cls, halves: Halves, schedule: Schedule, run: Merging) -> "MergedRows":
+        """Run the joint layers over all rows of a question, merging on the way, and before if the schedule has it so.
+
+        That needs the signs.
+        """
+        bits = None
+        if schedule.bits and halves.packed is not None:
+            bits = merge_bits(halves.packed, halves.lengths, schedule.bits)
+            halves = halves.merged(bits)
         parts, numbers = [], []
         for batch in length_batches(halves.rows, BATCH_TOKENS):
             filled, lengths = halves.batch(batch)

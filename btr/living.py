@@ -7,12 +7,12 @@ from pathlib import Path
 
 from bitarray import bitarray
 
-from btr.corpus import Passage
+from btr.corpus import Passage, divide, piece_id
 from btr.errors import InputError
 from btr.progress import Progress, say
 from btr.reader import Reader
 from btr.shards import Job, Source, encode_chunk, jobs, write_shards
-from btr.storage import Shard
+from btr.storage import BadPassage, Shard
 from btr.storage.living import Editor, compact
 from btr.storage.shard import SHARD, ShardWriter, finished_shard
 from btr.storage.view import Reading
@@ -96,31 +96,62 @@ def _check_reader(editor: Editor, reader: Reader) -> None:
         )
 
 
+def held(reading: Reading, passage_id: str, words: int) -> list[int]:
+    """Return the ordinals of what the store has of an id: the passage, and the pieces that it was divided into.
+
+    Pieces are known by their ids, `<id>:0`, `<id>:1`, ..., by their one title, and by the `words` words that all of
+    them have but the last: passages that somebody else has numbered are not taken for some.
+    """
+    whole = reading.ordinal(passage_id)
+    pieces: list[int] = []
+    while (ordinal := reading.ordinal(piece_id(passage_id, len(pieces)))) is not None:
+        pieces.append(ordinal)
+    records = [reading.record(ordinal) for ordinal in pieces]
+    cut = len({record.title for record in records}) == 1 < len(records)
+    cut = cut and all(len(record.text.split()) == words for record in records[:-1])
+    return [*([] if whole is None else [whole]), *(pieces if cut else [])]
+
+
+def words_of(editor: Editor) -> int:
+    """Return how many words the store's passages were cut to."""
+    return int(editor.manifest.options.get("words") or 100)
+
+
 def put(editor: Editor, reader: Reader, passages: Sequence[Passage]) -> dict[str, int]:
     """Put a few passages, no two of one id, into a store by one commit; killed before that, it has changed nothing.
 
-    Returns how many were added, replaced, or there already with this title and text and left as they are; and how many
-    were cut to the reader's limit.
+    A long text is divided as `read_passages` does; what the store has of an id, whole or in pieces, makes room. Returns
+    how many (of pieces, each counts) were added, replaced, there already with this title and text and left as they
+    are, or deleted without one in their place; and how many were cut to the reader's limit.
 
     Raises:
         InputError: the reader is another, or a passage has no text.
-        StoreError: the store cannot be written.
+        StoreError: the store cannot be written, or a piece has the id of another passage.
     """
     _check_reader(editor, reader)
-    found = Found(editor.manifest.ordinals)
+    found, words = Found(editor.manifest.ordinals), words_of(editor)
+    whole = [piece for passage in passages for piece in divide(passage, words)]
+    if twice := [name for name, times in Counter(passage.id for passage in whole).items() if times > 1]:
+        raise BadPassage(f"the id {twice[0][:80]!r} is that of a passage and of a piece of a longer one; rename one")
     with editor.view.read() as reading:
-        new = [passage for passage in passages if not found.leaves_out(passage, reading, replace=True)]
-    if not new:
-        return {"added": 0, "replaced": 0, "same": len(passages), "cut": 0}
-    [folder] = editor.folders(1, "put")
-    try:
-        shard, cut = _write(folder, editor, reader, new)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    editor.commit([*editor.delete(found.replaced.search(bitarray("1"))), shard])
+        new = [passage for passage in whole if not found.leaves_out(passage, reading, replace=True)]
+        before = {ordinal for passage in passages for ordinal in held(reading, passage.id, words)}
+    gone = sorted(ordinal for ordinal in before if not (found.replaced[ordinal] or found.same[ordinal]))
+    counts = {"same": len(whole) - len(new), "deleted": len(gone)}
+    out = [*found.replaced.search(bitarray("1")), *gone]
+    shards, cut = [], 0
+    if new:
+        [folder] = editor.folders(1, "put")
+        try:
+            shard, cut = _write(folder, editor, reader, new)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shards.append(shard)
+    if shards or out:
+        editor.commit([*(editor.delete(out) if out else editor.manifest.shards), *shards])
     replaced = found.replaced.count()
-    return {"added": len(new) - replaced, "replaced": replaced, "same": len(passages) - len(new), "cut": cut}
+    return {"added": len(new) - replaced, "replaced": replaced, "cut": cut, **counts}
 
 
 def _write(folder: Path, editor: Editor, reader: Reader, passages: Sequence[Passage]) -> tuple[Shard, int]:

@@ -5,6 +5,7 @@ import re
 import torch
 from torch import Tensor, nn
 
+from btr.bert_fid import BertFiD
 from btr.t5 import T5
 
 BERT = {
@@ -68,6 +69,30 @@ def t5_tensors(model: T5) -> dict[str, Tensor]:
     """Return the tensors of a T5 under transformers' names; a tied head is left out."""
     gated = model.config.gated
     return {hf_name(name, gated): parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+
+
+WORDS = "words.weight"
+SHARED = "bert.embeddings.word_embeddings.weight"
+
+
+def fit_written(model: BertFiD, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Find each parameter of a BERT that writes: its BERT, its T5 without encoder layers, and what joins them."""
+    bert = {name: tensor for name, tensor in tensors.items() if name.startswith("bert.")}
+    found, wrong = fit_bert(model, bert)
+    rest = {name: tensor for name, tensor in tensors.items() if name not in bert}
+    theirs, more = fit(model.t5, rest | ({"shared.weight": bert[SHARED]} if SHARED in bert else {}))
+    if WORDS not in rest or rest[WORDS].shape != model.words.weight.shape:
+        more.append(f"{WORDS} is missing or does not fit, expected {tuple(model.words.weight.shape)}")
+    else:
+        found[WORDS] = rest[WORDS]
+    found |= {f"t5.{name}": tensor for name, tensor in theirs.items() if name != "embedding.weight"}
+    return found, wrong + more
+
+
+def written_tensors(model: BertFiD) -> dict[str, Tensor]:
+    """Return the tensors of a BERT that writes: transformers' names of its BERT and of its T5; the embedding once."""
+    decoder = {name: tensor for name, tensor in t5_tensors(model.t5).items() if name != "shared.weight"}
+    return bert_tensors(model) | decoder | {WORDS: model.words.weight.detach().contiguous()}
 
 
 def bert_names(model: nn.Module) -> dict[str, tuple[str, ...]]:

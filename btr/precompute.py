@@ -20,6 +20,9 @@ import numpy as np
 
 from btr import __version__
 from btr.corpus import Passage
+from btr.dense.build import Embedding
+from btr.dense.fusion import DENSE
+from btr.dense.quantize import MOST_CODES
 from btr.errors import InputError
 from btr.progress import Progress, duration, say
 from btr.reader import DTYPES, Reader
@@ -57,6 +60,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--workers", type=int, default=1, metavar="N", help="processes that encode, each a shard (default %(default)s)")
     add("--engine", choices=("local", "ray"), default="local", help="where they run: here, or on a Ray cluster")
     add("--shard-passages", type=int, default=SHARD_PASSAGES, metavar="N", help="passages per shard (%(default)s)")
+    about = "embed the passages too, for dense retrieval: encoder folder or hub id, as for btr retrieve build"
+    add("--retriever", metavar="E", help=about)
+    add(
+        "--codes", type=int, default=1, metavar="N", help="bits per dimension of a vector, 1 to 4 (default %(default)s)"
+    )
+    add("--scaled", action="store_true", help="keep a scale, 2 bytes, of one code a vector too: better scores")
     add("--no-text", action="store_true", help="keep no texts: smaller, but answers come without passages to show")
     add("--no-index", action="store_true", help="build no BM25 index; questions must then name their passages")
     add("--overwrite", action="store_true", help="replace a store that exists, once the new one is whole")
@@ -68,6 +77,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}; use 1 or more")
+    if not 1 <= options.codes <= MOST_CODES:
+        raise InputError(f"--codes is {options.codes}; use 1 to {MOST_CODES}")
     return options
 
 
@@ -101,8 +112,13 @@ def check_target(path: Path, overwrite: bool) -> None:
         raise InputError(f"{path}: cannot write to {path.parent} ({error.strerror}); give another --store") from error
 
 
-def expected_bytes(settings: Settings, reader: Reader, sample: list[Passage], text: bool, indexed: bool) -> int:
-    """Estimate the bytes of a passage in the store, from records without signs; an index weighs about as its text."""
+def expected_bytes(
+    settings: Settings, reader: Reader, sample: list[Passage], text: bool, indexed: bool, beside: int = 0
+) -> int:
+    """Estimate the bytes of a passage in the store, from records without signs; an index weighs about as its text.
+
+    beside: bytes of a passage in the dense index.
+    """
     ids, _ = reader.passage_ids([(passage.title, passage.text) for passage in sample])
     tokens = np.concatenate([np.array(row, np.uint32) for row in ids])
     names, titles, texts = zip(*((p.id, p.title, p.text if text else "") for p in sample), strict=True)
@@ -113,7 +129,7 @@ def expected_bytes(settings: Settings, reader: Reader, sample: list[Passage], te
     records = encode_records(encoded, settings, Codebook.learn(encoded, settings.vocab_size))
     total = sum(map(len, records)) + len(tokens) // 3  # scales: a few bits each
     total += sum(2 * len(passage.id.encode()) + indexed * len(passage.text.encode()) for passage in sample)
-    return int(1.01 * total / len(sample)) + 32  # pages of LMDB that are not full; the index of ids
+    return int(1.01 * total / len(sample)) + 32 + beside  # pages of LMDB that are not full; the index of ids
 
 
 def check_disk(folder: Path, building: Path, per_passage: int, passages: int) -> None:
@@ -237,6 +253,13 @@ def load(options: argparse.Namespace) -> Reader:
     return Source(options.reader, options.k, options.dtype).load()
 
 
+def load_embedding(options: argparse.Namespace) -> Embedding | None:
+    """Load the encoder of passages, if one is wanted; raises as `Embedding.load`."""
+    if not options.retriever:
+        return None
+    return Embedding.load(options.retriever, options.codes, options.scaled, options.dtype)
+
+
 def describe(options: argparse.Namespace, reader: Reader, corpus_hash: str) -> Settings:
     """Return what the store depends on; an interrupted run goes on only with the same."""
     return Settings(
@@ -257,9 +280,10 @@ def describe(options: argparse.Namespace, reader: Reader, corpus_hash: str) -> S
 
 
 def build(
-    options: argparse.Namespace, reader: Reader, corpus: Corpus, survey: Survey, building: Building, per_passage: int
-) -> Manifest:
-    """Encode, index and finish what is not done yet."""
+    options: argparse.Namespace, reader: Reader, embedding: Embedding | None, corpus: Corpus, survey: Survey,
+    building: Building, per_passage: int,
+) -> Manifest:  # fmt: skip
+    """Encode, index, embed and finish what is not done yet."""
     work = jobs(corpus, survey.passages, survey.skip, building.settings, building.folder, not options.no_text)
     watch = Watch(Progress("encoded", 0, survey.passages), building.building, per_passage)
     shards = encode_all(options, reader, building, work, watch)
@@ -268,25 +292,32 @@ def build(
         shutil.rmtree(folder, ignore_errors=True)  # begun by a run that wanted one
     else:
         index(stored(corpus, survey), folder, count)
+    if embedding is None:
+        shutil.rmtree(building.building / DENSE, ignore_errors=True)  # as above
+    else:
+        embedding.write(building.building, lambda: stored(corpus, survey), shards)
     manifest = building.finish(shards, f"btr {__version__}", 0 if options.no_index else count)
     warn(manifest, survey.empty)
     return manifest
 
 
 def estimate(
-    options: argparse.Namespace, reader: Reader, survey: Survey, per_passage: int, folder: Path
+    options: argparse.Namespace, reader: Reader, survey: Survey, settings: Settings, per_passage: int, folder: Path
 ) -> dict[str, object]:
-    """Say what the run would take, from how fast a sample is encoded here."""
-    size, rate = measure(reader, survey.sample)
+    """Say what the run would take, from how fast a sample is written here."""
+    rates = measure(reader, survey.sample, settings, not options.no_text)
+    size, rate = rates.size, rates.whole
     tokens = int(size * survey.passages)
     seconds = tokens / rate
     expected, free = per_passage * survey.passages, shutil.disk_usage(folder).free
     say(f"sample of {len(survey.sample)} passages: {size:.0f} tokens each, {rate:,.0f} tokens/s with all cores here")
+    say(f"that is {rate / rates.encoder:.2f} of what the reader's lower layers alone do in turn with it")
     if expected > free:
         say(f"warning: {folder.absolute()} has only {free:,} bytes free")
     return {
         "passages": survey.passages, "tokens": tokens, "bytes": expected, "free": free,
-        "tokens_per_second": round(rate), "seconds": round(seconds), "takes": duration(seconds),
+        "tokens_per_second": round(rate), "encoder_tokens_per_second": round(rates.encoder),
+        "seconds": round(seconds), "takes": duration(seconds),
     }  # fmt: skip
 
 
@@ -301,16 +332,18 @@ def precompute(options: argparse.Namespace) -> dict[str, object]:
     check_target(path, options.overwrite or options.dry_run)
     corpus.check()
     reader = load(options)
+    embedding = load_embedding(options)
     survey = corpus.survey(path.parent)
     settings = describe(options, reader, survey.hash)
     say(f"{options.corpus} -> {path}: reader {reader.name} ({reader.fingerprint}), k {settings.k}, D {settings.D}")
-    per_passage = expected_bytes(settings, reader, survey.sample, not options.no_text, not options.no_index)
+    beside = 0 if embedding is None else embedding.bytes
+    per_passage = expected_bytes(settings, reader, survey.sample, not options.no_text, not options.no_index, beside)
     if options.dry_run:
-        return estimate(options, reader, survey, per_passage, path.parent)
+        return estimate(options, reader, survey, settings, per_passage, path.parent)
     check_disk(path.parent, path.with_name(f"{path.name}.building"), per_passage, survey.passages)
     resume = not options.no_resume
     with Building.create_or_resume(path, settings, resume=resume, overwrite=options.overwrite) as building:
-        manifest = build(options, reader, corpus, survey, building, per_passage)
+        manifest = build(options, reader, embedding, corpus, survey, building, per_passage)
     seconds = round(time.monotonic() - began, 1)
     counts = {"passages": manifest.passages, "tokens": manifest.tokens}
     return {"store": str(path), **counts, "bytes": disk_bytes(path), "seconds": seconds}

@@ -8,6 +8,7 @@ Shapes: B questions, N passages, R rows (question x passage), T row tokens, M to
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,19 +18,23 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from btr import kernels, layout
-from btr.answer import Answer, Memory, Span, Stopwatch
-from btr.binarize import Known, round_scale
-from btr.checkpoint import digest, load_reader, load_tokenizer, resolve, save_reader
+from btr.answer import Answer, Listener, Memory, Span, Stopwatch
+from btr.bert_fid import BertFiD
+from btr.binarize import round_scale
+from btr.checkpoint import digest, load_reader, load_tokenizer, save_reader
 from btr.config import Mode, ReaderConfig
 from btr.errors import InputError
 from btr.extractive import Extractive
 from btr.fid import FiD
-from btr.generative import Generative
+from btr.generative import BertGenerative, Generative
 from btr.layout import Halves, MergedRows, first_look, in_batches, length_batches, pad
-from btr.merge import MergedBits, Preset, Schedule, merge_bits
+from btr.merge import Preset, Schedule
+from btr.model import Model
+from btr.rebuild import known, read_later, rebuilt
 from btr.refusals import check_encoded, check_merge, check_mode, check_prune
-from btr.span import SpanReader
+from btr.single import Matrices
 from btr.storage.encoded import Encoded
+from btr.weights import resolve
 
 __all__ = ["Answer", "PassageText", "Reader", "Span"]
 
@@ -55,17 +60,24 @@ def titled(passages: "Sequence[PassageText] | Encoded") -> list[tuple[str, str]]
     return [(passage.title, passage.text) for passage in passages]
 
 
+def text_of(model: Model, tokenizer: Tokenizer) -> Generative | Extractive:
+    """Return how a model takes text in and gives answers out."""
+    if isinstance(model, BertFiD):
+        return BertGenerative(model, tokenizer)
+    return Generative(model, tokenizer) if isinstance(model, FiD) else Extractive(model, tokenizer)
+
+
 class Reader:
-    """A reader over text: Fusion-in-Decoder (T5), or one that points at spans (BERT).
+    """A reader over text: Fusion-in-Decoder (T5, or BERT with a T5's decoder), or one that points at spans (BERT).
 
     Not thread-safe in `calibrate`; answering changes nothing.
     """
 
-    def __init__(self, model: FiD | SpanReader, tokenizer: Tokenizer, name: str = "") -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, name: str = "") -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
-        self._text = Generative(model, tokenizer) if isinstance(model, FiD) else Extractive(model, tokenizer)
+        self._text = text_of(self.model, tokenizer)
         self._fingerprint: str | None = None
 
     @classmethod
@@ -98,6 +110,16 @@ class Reader:
         """Write the reader as a folder that `from_pretrained`, and transformers as a plain T5, can read."""
         save_reader(self.model, self.tokenizer, Path(folder))
 
+    def round_decoder(self) -> None:
+        """Write single answers with the decoder's weights rounded to int8: sooner, and not quite the same.
+
+        Raises:
+            InputError: a span reader, which has no decoder.
+        """
+        if not isinstance(self._text, Generative):
+            raise InputError("a span reader has no decoder to round; leave that out")
+        self._text.rounded = Matrices.of(self._text.t5)
+
     @property
     def config(self) -> ReaderConfig:
         """How the reader splits, binarizes and limits."""
@@ -111,7 +133,7 @@ class Reader:
     @property
     def prunes(self) -> bool:
         """Whether it can read some of the passages to the end, and leave the others."""
-        return isinstance(self.model, SpanReader) and self.model.skim is not None
+        return self.model.skim is not None
 
     @property
     def D(self) -> int:
@@ -154,7 +176,7 @@ class Reader:
         normalised = torch.cat([self.model.normalised(found[i]) for i in range(len(ids))])
         lengths = np.array([len(row) for row in ids])
         tokens = np.concatenate([np.array(row, np.int64) for row in ids])
-        self.model.binarizer.calibrate(normalised, self._known(tokens, np.cumsum(lengths) - lengths))
+        self.model.binarizer.calibrate(normalised, known(self.model, tokens, np.cumsum(lengths) - lengths))
         self._fingerprint = None
 
     def question_ids(self, question: str) -> list[int]:
@@ -205,7 +227,9 @@ class Reader:
         hidden = torch.zeros(len(tokens), self.D, dtype=self.model.dtype)
         for i, states in self._lower(ids):
             hidden[offsets[i] : offsets[i + 1]] = states
-        signs, scale = self.model.keep(hidden, self._known(tokens, offsets[:-1]))
+        signs, scale = self.model.keep(hidden, known(self.model, tokens, offsets[:-1]))
+        unread = torch.from_numpy(~read_later(self.model, tokens))
+        signs[unread], scale[unread] = False, 0
         binary = mode == "binary"
         texts = ((p.id, p.title, p.text) for p in passages)
         names, titles, contents = zip(*texts, strict=True) if len(passages) else ((), (), ())
@@ -215,11 +239,6 @@ class Reader:
             kernels.pack(signs.numpy()) if binary else None,
             None if binary else hidden.float().numpy(),
         )  # fmt: skip
-
-    def _known(self, tokens: np.ndarray, offsets: np.ndarray) -> Known:
-        """Say what is known beside their bits of tokens (M,) of passages that begin at these offsets (N,)."""
-        ids = torch.from_numpy(tokens.astype(np.int64))
-        return Known.of_passages(ids, torch.from_numpy(offsets.astype(np.int64)), self.model.embedding)
 
     @torch.inference_mode()
     def _lower(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
@@ -238,10 +257,9 @@ class Reader:
         Raises:
             InputError: a span reader, a ratio out of 0 to 0.5, or another name.
         """
-        if not isinstance(self.model, FiD):
+        if not isinstance(self.model, FiD | BertFiD):
             raise InputError("a span reader merges no tokens: its answers could not be quoted; leave merging out")
-        config = self.model.t5.config
-        return Schedule.preset(name, config.num_layers - self.config.k, config.num_decoder_layers, ratio, g)
+        return Schedule.preset(name, self.model.joint, self.model.t5.config.num_decoder_layers, ratio, g)
 
     def answer(
         self,
@@ -255,7 +273,9 @@ class Reader:
         """Answer one question from passages, or from what `encode_passages` or a store gave; no mode: the reader's own.
 
         merge: how much passage tokens are merged on the way (`schedule`), in modes float and binary; None: not at all.
-        prune: how many passages are read to the end, those that a first look says are worth it (`Skim`); 0: all.
+        prune: how many passages are read to the end, those that a first look at the bits (in mode float, the states)
+            says are worth it (`Skim`); 0: all. In mode full these few are then read with the question, nothing kept
+            apart, from their tokens.
 
         Raises:
             InputError: blank or over-long question, no passages, an Encoded of another reader or of another mode, or a
@@ -272,23 +292,22 @@ class Reader:
         max_new_tokens: int = 32,
         merge: Schedule | None = None,
         prune: int = 0,
+        listener: Listener | None = None,
     ) -> list[Answer]:
-        """Answer B questions, each from its own passages; as `answer`, decoded together."""
+        """Answer B questions, each from its own passages; as `answer`, decoded together; a listener hears of it."""
         mode = mode or self.config.default_mode
         check_mode(mode, self.config)
         merge = merge if merge is not None and merge.merges else None
         if merge is not None:
             check_merge(merge, self.schedule("none"), mode)
-        check_prune(self.model, prune, mode, self.name)
+        check_prune(self.model, prune, self.name)
         if len(questions) != len(passages):
-            raise InputError(
-                f"{len(questions)} questions and {len(passages)} lists of passages; pass one list per question"
-            )
+            raise InputError(f"{len(questions)} questions and {len(passages)} lists of passages; pass as many of each")
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens}; use 1 or more")
         if not questions:
             return []
-        watch = Stopwatch()
+        watch = Stopwatch(listener)
         with watch("tokenize"):
             asked = [self.question_ids(question) for question in questions]
         memories = []
@@ -308,65 +327,59 @@ class Reader:
         watch: Stopwatch,
     ) -> tuple[Tensor | MergedRows, Memory]:
         """Encode a question with its passages: memory (rows' tokens, D), row after row or merged, and what it holds."""
-        Q = len(question)
-        if mode == "full":
+        Q, looks = len(question), 0 < prune < len(given)
+        if mode == "full" and not looks:
             with watch("tokenize"):
                 ids = self.passage_ids(titled(given))[0]
             with watch("encode"):
-                lengths = [Q + len(row) for row in ids]
-                states = in_batches(lengths, lambda batch: self._full(question, [ids[i] for i in batch]))
-            return states, Memory(Q, tuple(lengths), tuple(titled(given)), tuple(map(np.array, ids)))
-        encoded, halves = self._apart(question, given, mode, watch)
-        rows = halves.rows
-        with watch("expand"):
-            bits = None
-            if merge is not None and merge.bits and encoded.packed is not None:
-                bits = merge_bits(encoded.packed, halves.lengths, merge.bits)
+                states = self._full(question, ids)
+            return states, Memory.whole(Q, tuple(titled(given)), tuple(map(np.array, ids)))
+        halves, held = self._apart(question, given, "binary" if mode == "full" else mode, watch)
+        if not looks or self.model.skim is None:
+            with watch("encode"):
+                return self._join(halves, merge), held
+        with watch("look"):
+            chosen = self.model.skim.best(first_look(self.model, halves), prune)
         with watch("encode"):
-            if 0 < prune < len(rows) and isinstance(self.model, SpanReader) and self.model.skim is not None:
-                chosen = self.model.skim.best(first_look(self.model, halves), prune)
-                halves, rows = halves.only(chosen), [n if i in chosen else 0 for i, n in enumerate(rows)]
-            memory = self._join(halves, merge, bits)
-        return memory, self._held(Q, rows, encoded, titled(given))
+            if mode == "full":
+                memory: Tensor | MergedRows = self._full(question, [held.ids[i].tolist() for i in chosen])
+                held = Memory.whole(Q, held.passages, held.ids)
+            else:
+                memory = self._join(halves.only(chosen), merge)
+        return memory, replace(held, lengths=tuple(n if i in chosen else 0 for i, n in enumerate(held.lengths)))
 
     def _apart(
         self, question: list[int], given: "Sequence[PassageText] | Encoded", mode: Mode, watch: Stopwatch
-    ) -> tuple[Encoded, Halves]:
-        """Take what layers 1..k make of a question and, apart from it, of its passages."""
+    ) -> tuple[Halves, Memory]:
+        """Take what layers 1..k make of a question and, apart from it, of its passages; and what a memory holds."""
         with watch("encode"):
             encoded = given if isinstance(given, Encoded) else self.encode_passages(given, mode)
             check_encoded(encoded, mode, self.fingerprint)
             asked = self.model.lower(*self._padded([question]))[0]
         with watch("expand"):
-            streams = [asked, self.model.normalised(asked)]
-            return encoded, Halves(streams, self._expand(encoded), [int(n) for n in encoded.lengths])
-
-    @staticmethod
-    def _held(question: int, rows: Sequence[int], encoded: Encoded, texts: Sequence[tuple[str, str]]) -> Memory:
-        tokens = np.split(encoded.token_ids, encoded.offsets[1:-1])
-        return Memory(question, tuple(rows), tuple(texts), tuple(tokens))
+            streams, read = [asked, self.model.normalised(asked)], read_later(self.model, encoded.token_ids)
+            parts, ids = (np.split(array, encoded.offsets[1:-1]) for array in (read, encoded.token_ids))
+            lengths = [int(part.sum()) for part in parts]
+            halves = Halves(streams, rebuilt(self.model, encoded, read), lengths, encoded.packed)
+        return halves, Memory(len(question), tuple(halves.rows), tuple(titled(given)), tuple(ids), tuple(parts))
 
     @torch.inference_mode()
     def skimmed(self, question: str, passages: Sequence[PassageText]) -> tuple[Tensor, Tensor]:
         """Return what `Skim.fit` takes of a question: features of a first look (N, D + 1), and what came of each, (N,).
 
         Raises:
-            InputError: not a span reader with k, or as `answer`.
+            InputError: a reader without k, or as `answer`.
         """
-        if not isinstance(self._text, Extractive) or not isinstance(self.model, SpanReader):
-            raise InputError("a generative reader prunes no passages; skim with a span reader")
         check_mode("binary", self.config)
         if not len(passages):
             raise InputError("no passages to look at; pass at least one")
         ids = self.question_ids(question)
-        encoded, halves = self._apart(ids, passages, "binary", Stopwatch())
-        held = self._held(len(ids), halves.rows, encoded, titled(passages))
+        halves, held = self._apart(ids, passages, "binary", Stopwatch())
         return first_look(self.model, halves), self._text.promise(in_batches(halves.rows, self._joiner(halves)), held)
 
-    def _join(self, halves: Halves, merge: Schedule | None, bits: MergedBits | None) -> Tensor | MergedRows:
-        if merge is not None and isinstance(self.model, FiD):
-            return MergedRows.join(halves, merge, bits, self.model.merging)
-
+    def _join(self, halves: Halves, merge: Schedule | None) -> Tensor | MergedRows:
+        if merge is not None and isinstance(self.model, FiD | BertFiD):
+            return MergedRows.join(halves, merge, self.model.merging)
         return in_batches(halves.rows, self._joiner(halves))
 
     def _joiner(self, halves: Halves) -> Callable[[list[int]], Tensor]:
@@ -377,24 +390,10 @@ class Reader:
         return join
 
     def _full(self, question: list[int], passages: list[list[int]]) -> Tensor:
-        ids, lengths = self._padded([question + row for row in passages])
-        return self.model.full(ids, lengths, torch.full_like(lengths, len(question)))
+        """Read passages together with the question: memory (rows' tokens, D), row after row."""
 
-    def _expand(self, encoded: Encoded) -> list[Tensor]:
-        """Turn what is kept into the streams (M, D) that `join` takes, as weights are; float states are the first."""
-        dtype, packed = self.model.dtype, encoded.packed
-        if packed is None:
-            return [torch.from_numpy(encoded.states).to(dtype)]
-        bf16, scale = dtype == torch.bfloat16, encoded.scale.astype(np.float32)
+        def full(batch: list[int]) -> Tensor:
+            ids, lengths = self._padded([question + passages[i] for i in batch])
+            return self.model.full(ids, lengths, torch.full_like(lengths, len(question)))
 
-        def expand(mean: Tensor, magnitude: Tensor, scaled: bool) -> Tensor:
-            values = kernels.expand(
-                packed, encoded.D, mean.float().numpy(), magnitude.float().numpy(), scale if scaled else None, bf16=bf16
-            )
-            return torch.from_numpy(values).view(torch.bfloat16) if bf16 else torch.from_numpy(values)
-
-        if self.config.calibration != "predictive":
-            return [expand(*table) for table in self.model.tables()]
-        signs = expand(torch.zeros(encoded.D), torch.ones(encoded.D), False)
-        u_hat = self.model.binarizer.rebuild(signs, self._known(encoded.token_ids, encoded.offsets[:-1]))
-        return [stream.to(dtype) for stream in self.model.streams(u_hat, torch.from_numpy(scale))]
+        return in_batches([len(question) + len(row) for row in passages], full)

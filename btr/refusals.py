@@ -2,9 +2,8 @@
 
 from btr.config import MODES, Mode, ReaderConfig
 from btr.errors import InputError
-from btr.fid import FiD
 from btr.merge import Schedule
-from btr.span import SpanReader
+from btr.model import Model
 from btr.storage.encoded import Encoded
 
 
@@ -44,16 +43,12 @@ def check_merge(merge: Schedule, none: Schedule, mode: Mode) -> None:
         raise InputError(f"mode {mode!r} cannot merge by this schedule, which needs {needed}; leave it out")
 
 
-def check_prune(model: FiD | SpanReader, prune: int, mode: Mode, name: str) -> None:
+def check_prune(model: Model, prune: int, name: str) -> None:
     """Raise InputError where passages cannot be chosen from before they are read; 0 asks for nothing."""
     if type(prune) is not int or prune < 0:
         raise InputError(f"prune is {prune!r}; give the number of passages to read to the end, 0 for all")
     if not prune:
         return
-    if isinstance(model, FiD):
-        raise InputError("a generative reader prunes no passages; leave prune out, or merge their tokens")
-    if mode == "full":
-        raise InputError("mode 'full' has no first look at passages to prune by; use 'binary' or 'float', or no prune")
     if model.skim is None:
         raise InputError(
             f"reader {name} has no skim.safetensors fitted to its weights, so it cannot prune; make it with: "

@@ -6,22 +6,25 @@ whoever writes it, and however often he was killed, it has the same content.
 
 import itertools
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from btr.corpus import Passage
 from btr.errors import InputError
-from btr.layout import BATCH_TOKENS, length_batches
+from btr.layout import BATCH_TOKENS, length_batches, pad
 from btr.reader import Reader
 from btr.storage import Encoded, Settings, Shard
 from btr.storage.shard import ShardWriter
 from btr.survey import CHANGED, Corpus, Cursor
 
 CHUNK = 1024  # passages encoded and committed together; what a killed run does again
+WARM, MEASURED = 8, 256  # passages: of a first try, and written at a time
 WAIT = 60.0  # seconds to wait for a worker of a killed run, which ends with its batch
 
 Report = Callable[[int, int], None]  # passages, tokens: just done
@@ -143,14 +146,49 @@ def threads_of(workers: int) -> int:
     return max(1, (os.cpu_count() or 1) // workers)
 
 
-def measure(reader: Reader, sample: Sequence[Passage], seconds: float = 10.0) -> tuple[float, float]:
-    """Encode passages of a sample for about so many seconds; returns tokens per passage and tokens per second."""
-    ids, _ = reader.passage_ids([(passage.title, passage.text) for passage in sample])
-    size = sum(map(len, ids)) / len(ids)
-    encode_chunk(reader, list(sample[:8]), ids[:8], lambda passages, tokens: None)  # compiles, touches the weights
-    began, tokens, taken = time.monotonic(), 0, 0
-    while time.monotonic() - began < seconds and taken < len(sample):
-        part = slice(taken, taken + 128)
-        tokens += encode_chunk(reader, list(sample[part]), ids[part], lambda passages, tokens: None).num_tokens
-        taken += 128
-    return size, tokens / (time.monotonic() - began)
+@dataclass(frozen=True)
+class Rates:
+    """How fast a sample was read: tokens per passage; tokens per second to a shard on the disk, and of layers 1..k."""
+
+    size: float
+    whole: float
+    encoder: float
+
+
+def measure(
+    reader: Reader, sample: Sequence[Passage], settings: Settings, keep_text: bool = True, seconds: float = 10.0
+) -> Rates:
+    """Write a sample as a shard that is thrown away, for about so many seconds, in turn with layers 1..k alone.
+
+    These read the same tokens in the same batches, which are laid out before: a bare encoder.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("warm", "sample"):  # the first one compiles, and touches the weights
+            tokens, taken, spent, bare = 0, 0, 0.0, 0.0
+            stop = min(WARM, len(sample)) if name == "warm" else len(sample)
+            with ShardWriter(Path(folder) / name, settings) as writer:
+                while spent + bare < seconds and taken < stop:
+                    part = sample[taken : min(taken + MEASURED, stop)]
+                    taken += len(part)
+                    began = time.monotonic()
+                    ids, cut = reader.passage_ids([(p.title, p.text) for p in part])
+                    kept = [p if keep_text else Passage(p.id, p.title, "") for p in part]
+                    encoded = encode_chunk(reader, kept, ids, lambda passages, tokens: None)
+                    writer.append(encoded, taken, cut)
+                    spent, tokens = spent + time.monotonic() - began, tokens + encoded.num_tokens
+                    bare += bare_seconds(reader, ids)
+                began = time.monotonic()
+                writer.finish({})
+                spent += time.monotonic() - began
+    return Rates(tokens / taken, tokens / spent, tokens / bare)
+
+
+@torch.inference_mode()
+def bare_seconds(reader: Reader, ids: Sequence[Sequence[int]]) -> float:
+    """Time layers 1..k on tokens that are laid out before."""
+    batches = length_batches([len(row) for row in ids], BATCH_TOKENS)
+    laid = [pad([ids[i] for i in batch], reader.model.pad_token_id) for batch in batches]
+    began = time.monotonic()
+    for rows, lengths in laid:
+        reader.model.lower(rows, lengths, passage=True)
+    return time.monotonic() - began

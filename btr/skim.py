@@ -18,6 +18,21 @@ from btr.errors import InputError
 RIDGE = 0.05  # of a feature's own variance
 
 
+def features(asked: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Return what a first look tells of rows, (R, D + 1) float32.
+
+    That is the mean of the question's states (R, Q, D) after it, and the mean over the Q question tokens, with which
+    rows of tokens (R, T, D), lengths (R,), begin, of the greatest cosine with a token of the passage.
+    """
+    question = asked.shape[1]
+    norms = torch.linalg.vector_norm(tokens, dim=-1, dtype=torch.float32).clamp(min=1e-6)
+    dots = (tokens[:, :question] @ tokens[:, question:].transpose(1, 2)).float()
+    cosines = dots / norms[:, :question, None] / norms[:, None, question:]
+    padding = torch.arange(question, tokens.shape[1], device=tokens.device)[None] >= lengths[:, None]
+    alike = cosines.masked_fill(padding[:, None], -1.0).amax(2).mean(1)
+    return torch.cat((asked.float().mean(1), alike[:, None]), 1)
+
+
 class Skim(nn.Module):
     """Scores passages by the features of a first look, (N, D + 1): weights (D + 1,), float32."""
 

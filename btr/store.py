@@ -10,6 +10,7 @@ from typing import Any
 
 from btr import __version__, exporting, indexed
 from btr.errors import InputError
+from btr.latency import measure
 from btr.progress import say
 from btr.storage import Store, StoreError, living
 from btr.storage import merge as merging
@@ -36,6 +37,7 @@ COUNTED = {
     "duplicates": "had the id of an earlier one and were left out",
     "empty": "without text left out",
 }
+DENSE = "dense"  # folder of a dense index, as in `btr.dense.fusion`
 SHOWN = 20  # problems that `verify` prints before it only counts
 PERIOD = 5.0  # seconds between two lines of progress
 
@@ -62,7 +64,7 @@ def describe(account: dict[str, Any]) -> str:
     m, sizes, per_token = account["manifest"], account["bytes"], account["bytes_per_token"]
     lines = [
         f"store    {account['path']} (format {m['format_version']}, {m['created_by'] or 'unknown version'})",
-        f"reader   {m['reader'] or 'shipped with btr,'} {m['fingerprint']}, k = {m['k']}, D = {m['D']}",
+        f"reader   {m['reader'] or 'shipped with btr,'} {m['fingerprint']}, k = {m['k']}, {m['D']} bits a token",
         f"corpus   {m['corpus'] or 'unnamed'}: {m['passages']:,} passages, {m['tokens']:,} tokens, "
         f"{m['cut']:,} passages cut at {m['max_passage_tokens']} tokens, {m['duplicates']:,} duplicates skipped",
         f"shards   {len(m['shards'])}, {m['ordinals'] - m['passages']:,} passages deleted and not compacted away; "
@@ -189,8 +191,12 @@ def read_ids(file: str | None) -> Iterator[str]:
 def compact(arguments: argparse.Namespace) -> int:
     """Write anew the shards with deleted passages, and small ones as one."""
     with edit(arguments.store) as editor:
-        before = editor.manifest
+        view, before = editor.view, editor.manifest
         written, moved = living.compact(editor)
+        if written and (editor.path / DENSE).is_dir():
+            from btr.dense.follow import after_compaction  # imports torch, which nothing else here needs
+
+            after_compaction(editor.path / DENSE, view, Store(editor.path, editor.view))
         if before.indexed and not editor.manifest.indexed:
             indexed.drop_index(editor.path)
         kept = f"ordinals below {moved:,} are as they were, those above closed ranks"
@@ -237,6 +243,18 @@ def finish(arguments: argparse.Namespace, editor: Editor, counts: dict[str, int]
     return 0
 
 
+def latency(arguments: argparse.Namespace) -> int:
+    """Time opening the store and reading passages drawn at random."""
+    found = measure(arguments.store, arguments.passages)
+    if arguments.json:
+        print(json.dumps(found))
+        return 0
+    print("opening {open:.1f} ms, the first passage {first_passage_cold:.1f} ms; {passages} passages drawn at random, "
+          "{tokens_a_passage} tokens each: {warm:.2f} ms from the page cache (most {warm_most:.2f}), {cold:.1f} ms "
+          "after it was dropped".format(**found))  # fmt: skip
+    return 0
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command's settings."""
     parser = argparse.ArgumentParser(prog="btr store", description=__doc__)
@@ -255,6 +273,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
     command(info, "say what it holds and what that costs")
     command(verify, "read and check all of it")
+    more = command(
+        latency, "time opening it and reading passages drawn at random, and drop its files from the page cache"
+    )
+    more("--passages", type=int, default=40, metavar="N", help="how many at a time (default %(default)s)")
     for function, purpose in (
         (add, "add the new passages of a corpus"),
         (upsert, "add them, and replace changed ones"),
@@ -275,7 +297,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     more("--bits", action="store_true", help="with their token ids, scales and signs, in base64")
     command(index, "build the BM25 index anew")
     arguments = parser.parse_args(argv)
-    for name in ("limit", "workers"):
+    for name in ("limit", "workers", "passages"):
         if getattr(arguments, name, None) is not None and getattr(arguments, name) < 1:
             raise InputError(f"--{name} is {getattr(arguments, name)}; use 1 or more")
     return arguments

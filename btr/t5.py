@@ -135,6 +135,15 @@ class EncoderLayer(nn.Module):
         """Run one layer on (B, T, D); `normed` as in `attend`."""
         return self.feed(self.attend(hidden, bias, normed))
 
+    def follow(self, hidden: Tensor, bias: Tensor, normed: Tensor) -> Tensor:
+        """Run one layer on the first tokens alone, (B, first, D), under bias (B|1, H, first, T).
+
+        normed (B, T, D): what the first norm gives of these and of all others that they look at.
+        """
+        first = hidden.shape[1]
+        attended = self.attention.attend(normed[:, :first], *self.attention.keys_values(normed), bias)
+        return self.feed(hidden + self.dropout(attended))
+
 
 class DecoderLayer(nn.Module):
     """Pre-norm causal self-attention, attention to the memory, feed-forward."""

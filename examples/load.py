@@ -5,7 +5,8 @@
 For each number of clients: answers a second; the median, 95th and 99th percentile of the seconds an answer took; what
 HTTP and the line added to the reading itself (the server says how long that was) in the median; and the statuses.
 `--store` also reads the same questions without a server, in batches of several sizes. `--soak` keeps on for so many
-seconds and shows the server's memory. Talks to loopback alone, and sends no more than it is told to.
+seconds and shows the server's memory; with `--edits` one more client puts, looks up and deletes passages meanwhile.
+Talks to loopback alone, and sends no more than it is told to.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle, islice
+from itertools import count, cycle, islice
 from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit
@@ -122,16 +123,39 @@ async def memory(where: tuple[str, int, str]) -> float:
     return float(found[1]) / 1e6 if found else float("nan")
 
 
-async def soak(where: tuple[str, int, str], bodies: Sequence[bytes], clients: int, seconds: float) -> None:
+async def edit(where: tuple[str, int, str], until: float, edits: Counter[str]) -> None:
+    """Put, look up and delete passages until then; counts what came back, and lookups that knew nothing of an edit."""
+    async with Client(*where) as client:
+        for number in count():
+            name, text = f"load-{number % 20}", f"Passage {number} was put here by a load script."
+            body = json.dumps({"passages": [{"id": name, "text": text}]}).encode()
+            edits[f"put {(await client.send('PUT', '/v1/passages', body))[0]}"] += 1
+            found = await client.send("GET", f"/v1/passages/{name}")
+            edits["stale"] += found[0] == 200 and text not in found[2].decode()
+            if number % 2:
+                edits[f"delete {(await client.send('DELETE', f'/v1/passages/{name}'))[0]}"] += 1
+                edits["stale"] += (await client.send("GET", f"/v1/passages/{name}"))[0] == 200
+                if time.perf_counter() > until:
+                    return
+
+
+async def soak(where: tuple[str, int, str], bodies: Sequence[bytes], clients: int, seconds: float, edits: bool) -> None:
     """Ask for so many seconds, and print memory and statuses about every thirty."""
-    began, statuses = time.perf_counter(), Counter[int]()
+    began, statuses, edited = time.perf_counter(), Counter[int](), Counter[str]()
+
+    async def show(since: float) -> None:
+        changed = f"  {dict(edited)}" if edits else ""
+        print(f"{since:>7.0f} s  {await memory(where):>8.1f} MB  {dict(statuses)}{changed}", flush=True)
+
     while (since := time.perf_counter() - began) < seconds:
-        print(f"{since:>7.0f} s  {await memory(where):>8.1f} MB  {dict(statuses)}", flush=True)
+        await show(since)
         until = time.perf_counter() + min(30.0, seconds - since)
         source = iter(lambda: next(endless) if time.perf_counter() < until else b"", b"")  # noqa: B023 - used up here
         endless = cycle(bodies)
-        statuses += (await load(where, source, clients))[0].statuses
-    print(f"{seconds:>7.0f} s  {await memory(where):>8.1f} MB  {dict(statuses)}", flush=True)
+        asking = load(where, source, clients)
+        (tally, _), *_ = await asyncio.gather(asking, *([edit(where, until, edited)] if edits else []))
+        statuses += tally.statuses
+    await show(seconds)
 
 
 def main() -> None:
@@ -145,6 +169,7 @@ def main() -> None:
     parser.add_argument("--reader", help="the server's reader, for --store")
     parser.add_argument("--key", default="")
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="keep on, with the first number of clients")
+    parser.add_argument("--edits", action="store_true", help="with --soak: change an --editable server's store, too")
     args = parser.parse_args()
     url = urlsplit(args.url)
     if url.hostname not in LOOPBACK:
@@ -155,14 +180,14 @@ def main() -> None:
     bodies = [json.dumps({"question": question}).encode() for question in questions]
     clients = [int(count) for count in args.clients.split(",")]
     if args.soak:
-        asyncio.run(soak(where, bodies, clients[0], args.soak))
+        asyncio.run(soak(where, bodies, clients[0], args.soak, args.edits))
         return
     if args.store:
         offline(args.store, questions, args.reader)
     print("clients answers/s      p50      p95      p99  added ms  statuses")
-    for count in clients:
-        asked = islice(cycle(bodies), max(args.requests, 2 * count))  # so that all clients ask at once
-        report(count, *asyncio.run(load(where, asked, count)))
+    for number in clients:
+        asked = islice(cycle(bodies), max(args.requests, 2 * number))  # so that all clients ask at once
+        report(number, *asyncio.run(load(where, asked, number)))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from btr.kernels.matrices import Attention, Matrix, Norm, plain
+
 __all__ = [
-    "backend", "expand", "hamming", "look_up", "nearest", "nearest_k", "pack", "scale_rows", "unpack", "use",
+    "Attention", "Matrix", "Norm", "backend", "expand", "feed", "hamming", "look", "look_up", "multiply",
+    "multiply_back", "nearest", "nearest_k", "pack", "recall", "scale_rows", "unpack", "use",
 ]  # fmt: skip
 
 _MODULES = {"numba": "btr.kernels.jit", "numpy": "btr.kernels.reference"}
@@ -157,6 +160,63 @@ def scale_rows(
     _kernels().scale_rows(rows, *factors, threads)
 
 
+def multiply(matrix: Matrix, x: NDArray[np.float32], threads: int = 1) -> NDArray[np.float32]:
+    """Multiply a matrix (O, I) with rows x (G, I): (O,), of which O/G numbers belong to each row of x.
+
+    out[o] = scale[o] * sum over i of values[o, i] * x[o // (O/G), i], in float32, in any order of additions.
+    Runs on so many threads, if no other kernel does.
+    Raises ValueError as `Matrix.check`, unless x is C-contiguous float32, and if G does not divide O.
+    """
+    groups = _groups(matrix, x.shape[0] if x.ndim == 2 else 0)
+    out = np.empty(matrix.values.shape[0], np.float32)
+    _kernels().multiply(matrix, plain("x", x, groups), out, threads)
+    return out
+
+
+def multiply_back(matrix: Matrix, x: NDArray[np.float32], groups: int = 1, threads: int = 1) -> NDArray[np.float32]:
+    """Multiply a transposed matrix (O, I) with x (O,) group by group: (G, I), G = `groups`.
+
+    out[g, i] = sum over the O/G numbers o of group g of scale[o] * x[o] * values[o, i]; else as `multiply`.
+    """
+    out = np.empty(_groups(matrix, groups), np.float32)
+    _kernels().multiply_back(matrix, plain("x", x, matrix.values.shape[:1]), out, threads)
+    return out
+
+
+def recall(
+    row: NDArray[np.float32], norm: Norm, attention: Attention, keys: NDArray[np.float32],
+    values: NDArray[np.float32], bias: NDArray[np.float32], t: int, threads: int = 1,
+) -> None:  # fmt: skip
+    """Add to a row (D,) what its heads find in it and the t rows before it: a decoder's self-attention with its norm.
+
+    keys and values (H, S, d), which are filled at t; bias (H, S, S); all float32. Not checked: matrices that fit each
+    other are the caller's care, here and in `look` and `feed`. Threads and rounding as in `multiply`.
+    """
+    _kernels().recall(row, norm, attention, keys, values, bias, t, threads)
+
+
+def look(
+    row: NDArray[np.float32], norm: Norm, q: Matrix, o: Matrix, keys: NDArray[np.uint16], values: NDArray[np.uint16],
+    bias: NDArray[np.float32], looked: NDArray[np.float32], threads: int = 1,
+) -> None:  # fmt: skip
+    """Add to a row (D,) what its heads find in a memory, and to looked (M,) their weights there, averaged over heads.
+
+    keys and values (H, M, d) are bfloat16 patterns, bias (M,) float32; else as `recall`.
+    """
+    _kernels().look(row, norm, q, o, keys, values, bias, looked, threads)
+
+
+def feed(
+    row: NDArray[np.float32], norm: Norm, wi: Matrix, wo: Matrix, gate: Matrix | None, table: NDArray[np.float32],
+    threads: int = 1,
+) -> None:  # fmt: skip
+    """Add to a row (D,) its feed-forward with its norm: wo of wi's ReLU, or of wi times an activation of the gate.
+
+    table (65536,) has the activation of every bfloat16, to which what the gate gives is rounded; else as `recall`.
+    """
+    _kernels().feed(row, norm, wi, wo, gate, table, threads)
+
+
 def hamming(a: ArrayLike, b: ArrayLike) -> NDArray[np.int32]:
     """Count the bits that differ between every row of a (M, W) and of b (P, W): int32 (M, P), exact for D < 2**31.
 
@@ -222,6 +282,14 @@ def _patterns(name: str, array: NDArray[np.uint16]) -> NDArray[np.uint16]:
             f"{name} is {array.dtype}, {array.flags}, expected writable C-contiguous uint16: copy it to such"
         )
     return array
+
+
+def _groups(matrix: Matrix, groups: int) -> tuple[int, int]:
+    """Return (G, I) of a matrix (O, I) whose rows come in G groups."""
+    rows, width = matrix.check().values.shape
+    if groups < 1 or rows % groups:
+        raise ValueError(f"matrix has {rows} rows, which {groups} groups do not share: give a divisor")
+    return groups, width
 
 
 def _width(words: NDArray[np.uint64], D: int) -> int:

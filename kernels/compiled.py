@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import config, get_num_threads, njit, set_num_threads, types
 from numba.extending import intrinsic
 
 # Numba reads no annotations: inside a kernel they are for the reader, and arrays and scalars go without a dtype.
 Array = Any
 njit_: Any = njit
 intrinsic_: Any = intrinsic
+config_: Any = config
 
 
 def compiled(**settings: bool) -> Callable[[Callable[..., Any]], Any]:
@@ -70,3 +71,17 @@ def alone(loop: Callable[[], None]) -> bool:
     finally:
         _gate.release()
     return True
+
+
+def in_parallel(kernel: Any, threads: int, *arrays: Any) -> bool:
+    """Run a kernel's parallel loop on so many threads if they are more than one and no other one runs; else False."""
+
+    def loop() -> None:
+        before = get_num_threads()
+        set_num_threads(min(threads, config_.NUMBA_NUM_THREADS))
+        try:
+            kernel(*arrays)
+        finally:
+            set_num_threads(before)
+
+    return threads > 1 and alone(loop)

@@ -7,12 +7,11 @@ whose indices cannot be negative: over parts of a whole array they ran at a quar
 from typing import Any
 
 import numpy as np
-from numba import config, get_num_threads, prange, set_num_threads
+from numba import prange
 from numpy.typing import NDArray
 
-from btr.kernels.compiled import Array, alone, bits_of, compiled, float_of, njit_, rounded
+from btr.kernels.compiled import Array, bits_of, compiled, float_of, in_parallel, njit_, rounded
 
-_config: Any = config
 GRAIN = 2**14  # elements of a task of a parallel loop
 
 
@@ -22,26 +21,26 @@ def _wide(pattern: Any) -> Any:
 
 
 @njit_(inline="always")
-def _narrow(value: Any) -> Any:
+def narrowed(value: Any) -> Any:
     return rounded(bits_of(value)) if value == value else np.uint16(0x7FC0)
 
 
 @compiled()
 def _look_up(values: Array, table: Array) -> None:
     for i in range(values.size):
-        values[i] = _narrow(table[values[i]])
+        values[i] = narrowed(table[values[i]])
 
 
 @compiled()
 def _look_up_times(values: Array, table: Array, factors: Array) -> None:
     for i in range(values.size):
-        values[i] = _narrow(table[values[i]] * _wide(factors[i]))
+        values[i] = narrowed(table[values[i]] * _wide(factors[i]))
 
 
 @compiled()
 def _scale_row(values: Array, scale: Any, weight: Array) -> None:
     for d in range(values.size):
-        values[d] = _narrow(_wide(_narrow(_wide(values[d]) * scale)) * weight[d])
+        values[d] = narrowed(_wide(narrowed(_wide(values[d]) * scale)) * weight[d])
 
 
 @compiled(parallel=True)
@@ -71,16 +70,7 @@ def _scale_rows_tasks(values: Array, scale: Array, weight: Array) -> None:
 
 def _run(serial: Any, parallel: Any, threads: int, *arrays: NDArray[Any]) -> None:
     """Run on so many threads, or on this one while another parallel loop runs."""
-
-    def loop() -> None:
-        before = get_num_threads()
-        set_num_threads(min(threads, _config.NUMBA_NUM_THREADS))
-        try:
-            parallel(*arrays)
-        finally:
-            set_num_threads(before)
-
-    if threads < 2 or not alone(loop):
+    if not in_parallel(parallel, threads, *arrays):
         serial(*arrays)
 
 

@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from btr.kernels.compiled import Array, alone, bits_of, compiled, intrinsic_, njit_, rounded
 from btr.kernels.elementwise import look_up, scale_rows
+from btr.kernels.row import multiply, multiply_back
+from btr.kernels.sublayer import feed, look, recall
 
 __all__ = [
-    "expand", "expand_bfloat16", "hamming", "look_up", "nearest", "nearest_k", "pack", "scale_rows", "unpack",
+    "expand", "expand_bfloat16", "feed", "hamming", "look", "look_up", "multiply", "multiply_back", "nearest",
+    "nearest_k", "pack", "recall", "scale_rows", "unpack",
 ]  # fmt: skip
 
 GRAIN = 64  # rows of a per task of a parallel loop

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Row = NDArray[np.float32]
+
 
 def pack(signs: NDArray[Any]) -> NDArray[np.uint64]:
     """Pack signs (M, D), bool or real, into words (M, W): 1 where signs > 0, else 0 (so for 0, -0 and NaN)."""
@@ -91,6 +93,79 @@ def scale_rows(
     """Multiply bfloat16 patterns (M, D) by scale (M,), round, multiply by weight (D,), and round again."""
     with np.errstate(all="ignore"):
         values[...] = narrow(widen(narrow(widen(values) * scale[:, None])) * weight)
+
+
+def multiply(matrix: Any, x: NDArray[np.float32], out: NDArray[np.float32], threads: int) -> None:
+    """Multiply a `Matrix` (O, I) with x (G, I), O/G of its rows with each row of x, into out (O,).
+
+    Other back ends add in another order, here and in all that follows.
+    """
+    each = out.size // len(x)
+    for g, row in enumerate(x):
+        part = slice(g * each, (g + 1) * each)
+        out[part] = matrix.scale[part] * (numbers(matrix.values[part]) @ row)
+
+
+def multiply_back(matrix: Any, x: NDArray[np.float32], out: NDArray[np.float32], threads: int) -> None:
+    """Multiply the transpose of a `Matrix` (O, I) with x (O,), O/G of its numbers for each row of out (G, I)."""
+    each, factors = x.size // len(out), matrix.scale * x
+    for g, row in enumerate(out):
+        part = slice(g * each, (g + 1) * each)
+        row[:] = factors[part] @ numbers(matrix.values[part])
+
+
+def numbers(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Return int8, or what bfloat16 patterns mean, as float32."""
+    return values.astype(np.float32) if values.dtype == np.int8 else widen(values)
+
+
+def times(matrix: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Multiply a `Matrix` with one row (I,): (O,)."""
+    return np.asarray(matrix.scale * (numbers(matrix.values) @ x))
+
+
+def normed(row: NDArray[np.float32], norm: Any) -> NDArray[np.float32]:
+    """Scale a row (D,) by its root mean square, and by the weights of a `Norm`."""
+    return np.asarray(row / np.sqrt(np.square(row).mean() + norm.eps) * norm.weight)
+
+
+def softmax(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the softmax over the last axis."""
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.asarray(powers / powers.sum(-1, keepdims=True))
+
+
+def recall(
+    row: NDArray[np.float32], norm: Any, attention: Any, keys: Any, values: Any, bias: Any, t: int, threads: int
+) -> None:
+    """Add to a row (D,) what its heads find in it and the rows before it, t of them, under bias (H, S, S).
+
+    Fills keys and values (H, S, d), float32, at t.
+    """
+    x, heads, seen = normed(row, norm), len(keys), slice(t + 1)
+    query, keys[:, t], values[:, t] = (times(part, x).reshape(heads, -1) for part in attention[:3])
+    scores = np.matmul(keys[:, seen], query[:, :, None])[:, :, 0] + bias[:, t, seen]
+    row += times(attention.o, np.matmul(softmax(scores)[:, None], values[:, seen]).reshape(-1))
+
+
+def look(
+    row: NDArray[np.float32], norm: Any, q: Any, o: Any, keys: Any, values: Any, bias: Any, looked: Any, threads: int
+) -> None:
+    """Add to a row (D,) what its heads find in a memory under bias (M,); and to looked (M,) their mean weights.
+
+    keys and values (H, M, d) are bfloat16 patterns.
+    """
+    asked = times(q, normed(row, norm)).reshape(len(keys), -1, 1)
+    weights = softmax(np.matmul(widen(keys), asked)[:, :, 0] + bias)
+    looked += weights.mean(0)
+    row += times(o, np.matmul(weights[:, None], widen(values)).reshape(-1))
+
+
+def feed(row: Row, norm: Any, wi: Any, wo: Any, gate: Any, table: Any, threads: int) -> None:
+    """Add to a row (D,) its feed-forward: of ReLU, or, with a gate, of what table (65536,) has for its bfloat16."""
+    x = normed(row, norm)
+    inner = times(wi, x)
+    row += times(wo, np.maximum(inner, 0) if gate is None else inner * table[narrow(times(gate, x))])
 
 
 def hamming(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.int32]:

@@ -16,7 +16,7 @@ from .encoded import Encoded
 from .errors import Corrupt
 from .format import PAYLOAD, Settings, check_crc, id_key, utf8
 
-SCALES, PACKED, LONG = 3, 4, 8  # bits of the byte that says how a record is coded
+SCALES, PACKED, LONG, GAPS = 3, 4, 8, 16  # bits of the byte that says how a record is coded
 PALETTE, BYTES, HALVES = 0, 1, 2  # scales: few different ones; upper 8 bits below the sign of a float16; float16
 MOST_COLOURS = 16
 
@@ -33,8 +33,9 @@ class Record(NamedTuple):
     id: str
     title: str
     text: str
-    signs: memoryview  # uint8 (T * ceil(D/8))
-    scale: np.ndarray  # float16 (T,)
+    kept: np.ndarray | None  # bool (T,): K tokens that signs and scale are of, all 0 of the others; None: all
+    signs: memoryview  # uint8 (K * ceil(D/8))
+    scale: np.ndarray  # float16 (K,)
     token_ids: np.ndarray  # uint32 (T,)
     part_bytes: dict[str, int]  # by the names of the manifest; the header of the record among `block_headers`
 
@@ -49,22 +50,26 @@ def encode_records(encoded: Encoded, settings: Settings, codebook: Codebook) -> 
     signs, offsets = _sign_bytes(encoded, settings), encoded.offsets.tolist()
     if encoded.num_tokens and int(encoded.token_ids.max()) >= settings.vocab_size:
         raise ValueError(f"token id {encoded.token_ids.max()} is outside the vocabulary of {settings.vocab_size}")
-    return [
-        _encode(encoded, i, slice(a, b), signs[a:b].tobytes(), codebook) for i, (a, b) in enumerate(pairwise(offsets))
-    ]
+    return [_encode(encoded, i, slice(a, b), signs[a:b], codebook) for i, (a, b) in enumerate(pairwise(offsets))]
 
 
-def _encode(encoded: Encoded, i: int, rows: slice, signs: bytes, codebook: Codebook) -> bytes:
+def _encode(encoded: Encoded, i: int, rows: slice, signs: np.ndarray, codebook: Codebook) -> bytes:
     passage_id = encoded.ids[i]
     title, text = (utf8(s, n, passage_id) for s, n in ((encoded.titles[i], "title"), (encoded.texts[i], "text")))
     key, token_ids = id_key(passage_id), encoded.token_ids[rows]
-    kind, scales = _code_scales(encoded.scale[rows])
+    scale = encoded.scale[rows]
+    kept = signs.any(1) | (scale.view(np.uint16) != 0)
+    gaps = bool(signs.size) and (len(kept) - kept.sum()) * signs.shape[1] > -(-len(kept) // 8)
+    places = np.packbits(kept, bitorder="little").tobytes() if gaps else b""
+    if gaps:
+        signs, scale = signs[kept], scale[kept]
+    kind, scales = _code_scales(scale)
     packed = codebook.pack(title + text)
     lengths = (len(token_ids), len(key), len(title), len(text))
     long = max(lengths) > 0xFFFF
-    coding = kind | (0 if packed is None else PACKED) | (LONG if long else 0)
+    coding = kind | (0 if packed is None else PACKED) | (LONG if long else 0) | (GAPS if gaps else 0)
     strings = title + text if packed is None else packed
-    rest = (_LENGTHS[long].pack(*lengths), key, signs, scales, codebook.code_ids(token_ids), strings)
+    rest = (_LENGTHS[long].pack(*lengths), key, places, signs.tobytes(), scales, codebook.code_ids(token_ids), strings)
     record = bytearray(_HEAD.pack(0, coding)) + b"".join(rest)
     _CRC.pack_into(record, 0, zlib.crc32(memoryview(record)[4:]))
     return bytes(record)
@@ -138,20 +143,26 @@ def read_record(view: memoryview, settings: Settings, codebook: Codebook | None)
     if len(view) < header:
         raise Corrupt(f"{len(view)} bytes are too few for a record")
     T, a, b, c = lengths.unpack_from(view, _HEAD.size)
-    at = header + a + T * settings.sign_bytes
-    if coding > (SCALES | PACKED | LONG) or at > len(view):
+    begin = header + a + (-(-T // 8) if coding & GAPS else 0)
+    kept = (
+        np.unpackbits(np.frombuffer(view[header + a : begin], np.uint8), bitorder="little") if coding & GAPS else None
+    )
+    K = T if kept is None else int(kept[:T].sum())
+    at = begin + K * settings.sign_bytes
+    if coding > (SCALES | PACKED | LONG | GAPS) or at > len(view) or (kept is not None and len(kept) < T):
         raise Corrupt(f"a record of {len(view)} bytes, coded {coding}, cannot have {T} tokens and {a} bytes of id")
-    passage_id, signs, rest = view[header : header + a], view[header + a : at], view[at:]
-    scale, scale_bytes = _read_scales(rest, T, kind)
+    passage_id, signs, rest = view[header : header + a], view[begin:at], view[at:]
+    scale, scale_bytes = _read_scales(rest, K, kind)
     token_ids, id_bytes = codebook.read_ids(rest[scale_bytes:], T)
     strings = rest[scale_bytes + id_bytes :]
     text = codebook.unpack(strings, b + c) if coding & PACKED else strings
     if len(text) != b + c:
         raise Corrupt(f"the record has {len(text)} bytes of title and text, its header says {b} + {c}")
-    sizes = (len(signs), scale_bytes, id_bytes, len(strings), a, header)
+    sizes = (at - header - a, scale_bytes, id_bytes, len(strings), a, header)
     parts = dict(zip((*PAYLOAD, "block_headers"), sizes, strict=True))
     key, title, body = _decode(passage_id, text[:b], text[b:])
-    return Record(T, key, title, body, signs, scale, token_ids, parts)
+    places = None if kept is None else kept[:T].astype(bool)
+    return Record(T, key, title, body, places, signs, scale, token_ids, parts)
 
 
 def _decode(*parts: memoryview | bytes) -> list[str]:
@@ -177,7 +188,7 @@ def _read_first(view: memoryview, settings: Settings) -> Record:
     part_bytes["text"] += part_bytes.pop("title")
     token_ids = np.frombuffer(parts[5], f"<u{settings.token_width}").astype(np.uint32)
     key, title, body = _decode(*parts[:3])
-    return Record(T, key, title, body, parts[3], np.frombuffer(parts[4], "<f2"), token_ids, part_bytes)
+    return Record(T, key, title, body, None, parts[3], np.frombuffer(parts[4], "<f2"), token_ids, part_bytes)
 
 
 def decode_records(records: Sequence[Record], settings: Settings) -> Encoded:
@@ -186,13 +197,14 @@ def decode_records(records: Sequence[Record], settings: Settings) -> Encoded:
     total = int(lengths.sum())
     words = np.zeros((total, -(-settings.D // 64)), dtype="<u8")
     octets = words.view(np.uint8)[:, : settings.sign_bytes]
-    scale = np.empty(total, dtype=np.float16)
+    scale = np.zeros(total, dtype=np.float16)
     token_ids = np.empty(total, dtype=np.uint32)
     start = 0
     for record in records:
         end = start + record.tokens
-        octets[start:end] = np.frombuffer(record.signs, np.uint8).reshape(record.tokens, settings.sign_bytes)
-        scale[start:end], token_ids[start:end] = record.scale, record.token_ids
+        rows = slice(start, end) if record.kept is None else start + np.flatnonzero(record.kept)
+        octets[rows] = np.frombuffer(record.signs, np.uint8).reshape(-1, settings.sign_bytes)
+        scale[rows], token_ids[start:end] = record.scale, record.token_ids
         start = end
     ids, titles, texts = (tuple(getattr(record, name) for record in records) for name in ("id", "title", "text"))
     packed = words.astype(np.uint64, copy=False)

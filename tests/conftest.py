@@ -284,6 +284,35 @@ def span_reader(bert_folder: Path, tiny_passages: "list[Passage]") -> "Reader":
 
 
 @pytest.fixture(scope="session")
+def writing_reader(span_reader: "Reader") -> "Reader":
+    """The same BERT, which writes: with a decoder as training begins with."""
+    import copy
+
+    from btr.reader import Reader
+    from btr.span import SpanReader
+    from btr.train.written import with_decoder
+
+    model = copy.deepcopy(span_reader.model)
+    assert isinstance(model, SpanReader)
+    return Reader(with_decoder(model, span_reader.tokenizer, 2, seed=1), span_reader.tokenizer)
+
+
+@pytest.fixture(scope="session")
+def pruning_writer(writing_reader: "Reader") -> "Reader":
+    """The same, which can prune: by random weights."""
+    import copy
+
+    import torch
+
+    from btr.skim import Skim
+
+    reader = copy.deepcopy(writing_reader)
+    reader.model.skim = Skim(reader.D)
+    reader.model.skim.weight.copy_(torch.randn(reader.D + 1, generator=torch.Generator().manual_seed(5)))
+    return reader
+
+
+@pytest.fixture(scope="session")
 def pruning_reader(span_reader: "Reader") -> "Reader":
     """The same span reader, which can prune: by random weights."""
     import copy
@@ -297,6 +326,21 @@ def pruning_reader(span_reader: "Reader") -> "Reader":
     assert isinstance(reader.model, SpanReader)
     reader.model.skim = Skim(reader.D)
     reader.model.skim.weight.copy_(torch.randn(reader.D + 1, generator=torch.Generator().manual_seed(5)))
+    return reader
+
+
+@pytest.fixture(scope="session")
+def pruning_t5(tiny_reader: "Reader") -> "Reader":
+    """The tiny T5 of shape 1.1, which can prune: by random weights."""
+    import copy
+
+    import torch
+
+    from btr.skim import Skim
+
+    reader = copy.deepcopy(tiny_reader)
+    reader.model.skim = Skim(reader.D)
+    reader.model.skim.weight.copy_(torch.randn(reader.D + 1, generator=torch.Generator().manual_seed(6)))
     return reader
 
 

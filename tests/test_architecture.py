@@ -14,9 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"btr": "btr", "btr.kernels": "kernels", "btr.storage": "storage", "btr.train": "train"}
 MAX_LINES = 400
 
-MATHS = {f"btr.{name}" for name in ("bert", "bias", "binarize", "config", "decoding", "elementwise", "fid", "merge")}
-MATHS |= {f"btr.{name}" for name in ("metrics", "skim", "span", "t5")}
-KERNELS = {"btr.binarize", "btr.elementwise", "btr.merge"}  # the mathematics that kernels do
+MATHS = {
+    f"btr.{name}"
+    for name in ("bert", "bert_fid", "bias", "binarize", "config", "decoding", "elementwise", "fid", "merge")
+}
+MATHS |= {f"btr.{name}" for name in ("bert_fid", "level", "metrics", "model", "single", "skim", "span", "split", "t5")}
+KERNELS = {"btr.binarize", "btr.elementwise", "btr.merge", "btr.single"}  # the mathematics that kernels do
 COMMANDS = {
     f"btr.{name}"
     for name in ("__main__", "precompute", "serve", "store", "dense.__main__", "eval", "bench", "contenders")
@@ -26,13 +29,13 @@ COMMANDS = {
 # The longest name that fits decides.
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "btr.errors": (set(), set()),
-    "btr.kernels": ({"btr.kernels"}, {"numpy", "numba"}),
+    "btr.kernels": ({"btr.kernels"}, {"numpy", "numba", "llvmlite"}),
     # bitarray: which records are deleted; zstandard: texts
     "btr.storage": ({"btr.storage"}, {"numpy", "lmdb", "bitarray", "zstandard"}),
     **{name: (MATHS | {"btr.errors"}, {"torch", "numpy"}) for name in MATHS},
     **{
         name: (MATHS | {"btr.errors", "btr.kernels"}, {"torch", "numpy"})
-        for name in ("btr.binarize", "btr.elementwise", "btr.merge")
+        for name in ("btr.binarize", "btr.elementwise", "btr.merge", "btr.single")
     },
 }
 # The reader knows the record that passages travel in (`Encoded`, where it is defined or used), and never a store.
@@ -41,6 +44,7 @@ TEXT = {
     f"btr.{name}"
     for name in (
         "answer",
+        "bert_rows",
         "checkpoint",
         "errors",
         "extractive",
@@ -48,7 +52,9 @@ TEXT = {
         "kernels",
         "layout",
         "reader",
+        "rebuild",
         "refusals",
+        "weights",
     )
 }
 READER_MAY = MATHS | RECORD | TEXT

@@ -62,7 +62,7 @@ def read_commands(text: str) -> list[tuple[str, list[str], list[str]]]:
     for words in (words for line in read_typed(text) for words in split_line(line)):
         if words[:2] in (["python", "-m"], ["python3", "-m"]):
             words = [*words[2].split(".", 1), *words[3:]]
-        if words[0] == "btr" and len(words) > 1 and not words[1].startswith("-"):
+        if words[:1] == ["btr"] and len(words) > 1 and not words[1].startswith("-"):
             flags = [word.partition("=")[0] for word in words[2:] if word.startswith("-")]
             found.append((words[1], [word for word in words[2:] if not word.startswith("-")], flags))
     return found

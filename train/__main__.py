@@ -7,12 +7,16 @@ from pathlib import Path
 
 import torch
 
-from btr.checkpoint import resolve, save_reader
+from btr.bert_fid import BertFiD
+from btr.checkpoint import save_reader
 from btr.config import ConfigError
 from btr.corpus import read_passages
 from btr.errors import InputError
 from btr.span import SpanReader
+from btr.split import SplitBert
 from btr.storage.errors import StoreError
+from btr.train import written
+from btr.train.data import collate
 from btr.train.encoders import train_encoder
 from btr.train.folder import RunFolder
 from btr.train.loop import Tensors, Trainer
@@ -28,13 +32,14 @@ from btr.train.sources import drawer, open_dev, settings
 from btr.train.start import build_student, load_teacher
 from btr.train.tokenizer import train_tokenizer
 from btr.train.vocabulary import trim
+from btr.weights import resolve
 
 CALIBRATION_BATCHES = 8
 
 
-def build_schedule(options: argparse.Namespace, extractive: bool) -> Schedule:
+def build_schedule(options: argparse.Namespace, bert: bool) -> Schedule:
     """Take the schedule from the options, and what they leave open from the family of the reader."""
-    matrices = options.matrices or ("adamw" if extractive else "muon")
+    matrices = options.matrices or ("adamw" if bert else "muon")
     rate = RATES[matrices] if options.learning_rate is None else options.learning_rate
     names = ("steps", "warmup", "weight_decay", "seed", "floor")
     return Schedule(**{name: getattr(options, name) for name in names}, learning_rate=rate, matrices=matrices)
@@ -62,11 +67,12 @@ def train(options: argparse.Namespace) -> None:
     student, tokenizer = build_student(options, stage)
     extractive = isinstance(student, SpanReader)
     teacher = load_teacher(options, student, tokenizer)
-    draw, dev = drawer(options, tokenizer, extractive, processes.count), open_dev(options, tokenizer)
+    lay = written.collate if isinstance(student, BertFiD) else collate
+    draw, dev = drawer(options, tokenizer, extractive, processes.count, lay), open_dev(options, tokenizer)
     if options.checkpointing:
         recompute_layers(student)
     trainer = Trainer(
-        student, stage, build_schedule(options, extractive), teacher, Path(options.out),
+        student, stage, build_schedule(options, isinstance(student, SplitBert)), teacher, Path(options.out),
         accumulate=options.accumulate, compiled=options.compile, processes=processes,
         settings=settings(options, student, teacher, tokenizer),
     )  # fmt: skip

@@ -12,12 +12,11 @@ from btr.corpus import Question
 from btr.errors import InputError
 from btr.eval import score
 from btr.evidence import own_passages
-from btr.fid import FiD
 from btr.figures import METRICS
 from btr.metrics import mean
+from btr.model import Model
 from btr.questions import Asked, prompt
 from btr.reader import Reader
-from btr.span import SpanReader
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Dev:
         count = len(self.asked.questions)
         return {"questions": self.asked.task, "n": count, "passages": self.passages, "tokens": self.most}
 
-    def measure(self, student: FiD | SpanReader, mode: Mode) -> dict[str, Any]:
+    def measure(self, student: Model, mode: Mode) -> dict[str, Any]:
         """Answer all questions; returns the figures in per cent (em and f1, or accuracy), their n, and the mode.
 
         A question that the reader cannot take counts as answered wrongly. The student is left in training.

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from btr.checkpoint import first_line
 from btr.errors import InputError
+from btr.weights import first_line
 
 CURE = "use the same settings, or --no-resume"
 

@@ -19,8 +19,7 @@ from btr.binarize import Known
 from btr.checkpoint import save_reader
 from btr.config import Mode
 from btr.errors import InputError
-from btr.fid import FiD
-from btr.span import SpanReader
+from btr.model import Model
 from btr.train.dev import Dev, better, describe
 from btr.train.folder import CURE, RunFolder
 from btr.train.losses import passage_tokens
@@ -52,10 +51,10 @@ class Trainer:
 
     def __init__(
         self,
-        student: FiD | SpanReader,
+        student: Model,
         stage: Stage,
         schedule: Schedule,
-        teacher: FiD | SpanReader | None,
+        teacher: Model | None,
         out: Path,
         *,
         accumulate: int = 1,

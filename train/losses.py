@@ -48,6 +48,27 @@ def cross_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     return mean_over(found, labels != -100)
 
 
+def copying_loss(looked: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
+    """Return -log of the attention to where the answer's next token stands; mean over the tokens that stand somewhere.
+
+    looked: attention over the memory (B, S, M); ids (B, M) of its passage tokens, -1 for others; labels (B, S), -100
+    where padded, the end of sequence last. All places count that read like the whole answer.
+    """
+    S = labels.shape[1]
+    last = (labels != -100).sum(1, keepdim=True) - 1  # of the end of sequence, which is not copied
+    begins, total = torch.ones_like(ids, dtype=torch.bool), looked.new_zeros(())
+    for s in range(S):
+        begins &= (ids.roll(-s, 1) == labels[:, s : s + 1]) | (s >= last)
+    begins &= last + torch.arange(ids.shape[1], device=ids.device)[None] <= ids.shape[1]  # else rolled around
+    count = looked.new_zeros(())
+    for s in range(S):
+        there = begins.roll(s, 1) & (s < last)
+        stands = there.any(1)
+        total = total - ((looked[:, s] * there).sum(1).clamp(min=1e-6).log() * stands).sum()
+        count = count + stands.sum()
+    return total / count.clamp(min=1)
+
+
 def pointing(logits: Tensor, pointable: Tensor, questions: int) -> Tensor:
     """Normalise logits (R, T) over all tokens of a question that may be pointed at: log-probabilities (B, N * T)."""
     return logits.float().masked_fill(~pointable, NEVER).view(questions, -1).log_softmax(-1)
@@ -62,6 +83,22 @@ def span_loss(start: Tensor, end: Tensor, targets: Tensor) -> Tensor:
     first, last = targets.clamp(min=0).unbind(-1)
     found = start.gather(1, first) + end.gather(1, last)
     return -found.masked_fill(targets[..., 0] < 0, -math.inf).logsumexp(1).mean()
+
+
+def within(targets: Tensor, pointable: Tensor) -> Tensor:
+    """Move the first and last tokens of targets (B, K, 2) inwards to tokens that may be pointed at, bool (R, T).
+
+    Of a target without any the next token in the batch that may be is both.
+    """
+    allowed = pointable.view(len(targets), -1)
+    index = torch.arange(allowed.shape[1], device=allowed.device).expand_as(allowed)
+    beyond = allowed.shape[1] - 1
+    after = index.masked_fill(~allowed, beyond).flip(1).cummin(1)[0].flip(1)
+    before = index.masked_fill(~allowed, 0).cummax(1)[0]
+    first, last = targets.clamp(min=0).unbind(-1)
+    first = after.gather(1, first)
+    last = before.gather(1, last).maximum(first)
+    return torch.stack((first, last), -1).masked_fill(targets < 0, -1)
 
 
 def top_tokens(scores: Tensor, candidates: Tensor, ratio: float) -> Tensor:

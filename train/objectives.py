@@ -4,29 +4,35 @@
     distillation  states of the chosen tokens against the teacher's: memory, and for FiD the join too
     answers       KL of the answer's distribution from the teacher's: of tokens (FiD), of start and end (span reader)
     cross         KL of the decoder's attention over the memory from the teacher's (FiD)
+    copying       -log of the decoder's attention to where the answer's next token stands (FiD)
     recovery      can a state be rebuilt from its bits?
     rate          bits per bit that an entropy coder knowing the token ids would pay
 
-The teacher reads in mode `full`. Shapes as in `train/losses.py`; M = N * T memory tokens.
+FiD is any reader that writes. The teacher reads in mode `full`. Shapes as in `train/losses.py`; M = N * T memory
+tokens.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from btr.bert import Layer
+from btr.bert_fid import BertFiD
 from btr.bias import mask_bias
 from btr.config import Mode
 from btr.errors import InputError
 from btr.fid import FiD, Rows
+from btr.model import Model
 from btr.span import SpanReader
+from btr.split import SplitBert
 from btr.t5 import T5
 from btr.train.losses import (
     answers_loss,
+    copying_loss,
     cross_loss,
     distillation_loss,
     divergence,
@@ -38,10 +44,11 @@ from btr.train.losses import (
     span_loss,
     task_loss,
     top_tokens,
+    within,
 )
 from btr.train.stages import Stage
 
-Family = TypeVar("Family", FiD, SpanReader)
+Written = FiD | BertFiD
 
 
 class Objective(Protocol):
@@ -59,21 +66,21 @@ class Objective(Protocol):
         """
 
 
-def build_objective(student: "FiD | SpanReader", stage: Stage) -> Objective:
+def build_objective(student: Model, stage: Stage) -> Objective:
     """Build what a stage minimises for a reader, and set the gradient of its signs.
 
     Raises:
         InputError: a loss that this family does not have.
     """
     student.binarizer.straight_through = stage.straight_through
-    if isinstance(student, FiD):
+    if not isinstance(student, SpanReader):
         return GenerativeObjective(student, stage)
-    if "cross" in stage.losses:
-        raise InputError("the loss 'cross' is of a decoder, and a span reader has none; leave it out")
+    if lost := {"cross", "copying"}.intersection(stage.losses):
+        raise InputError(f"the loss {min(lost)!r} is of a decoder, and a span reader has none; leave it out")
     return SpanObjective(student, stage)
 
 
-def build_projection(student: FiD | SpanReader, stage: Stage) -> nn.ModuleDict | None:
+def build_projection(student: Model, stage: Stage) -> nn.ModuleDict | None:
     """Make the weights of the recovery (the identity at first) and of the rate (every bit even at first).
 
     A predictive binarizer rebuilds states itself, and needs no other weights for its recovery.
@@ -97,31 +104,41 @@ class Taught:
 
 
 class GenerativeObjective:
-    """Losses of FiD; inputs are ids (R, T), lengths, question_lengths (R,), labels (B, S)."""
+    """Losses of readers that write; inputs are ids (R, T), lengths, question_lengths (R,), labels (B, S)."""
 
-    def __init__(self, student: FiD, stage: Stage) -> None:
+    def __init__(self, student: Written, stage: Stage) -> None:
         self.stage, self.projection = stage, build_projection(student, stage)
 
-    def __call__(self, student: FiD, teacher: FiD | None, inputs: tuple[Tensor, ...], mode: Mode) -> dict[str, Tensor]:
+    def __call__(
+        self, student: Written, teacher: Written | None, inputs: tuple[Tensor, ...], mode: Mode
+    ) -> dict[str, Tensor]:
         """Return the losses of the stage, by name."""
         ids, lengths, question_lengths, labels = inputs
         rows = student.rows(ids, lengths, question_lengths, mode)
         passage = passage_tokens(ids, lengths, question_lengths)
         logits, looked = self.decode(student, rows.memory, lengths, labels)
         found = {"task": task_loss(logits, labels)}
+        if "copying" in self.stage.losses and looked is not None:
+            found["copying"] = copying_loss(looked, ids.masked_fill(~passage, -1).view(len(labels), -1), labels)
         if self.stage.taught:
-            found |= self.taught(present(teacher, self.stage), rows, logits, looked, inputs)
+            if teacher is None:
+                raise no_teacher(self.stage)
+            found |= self.taught(teacher, rows, logits, looked, inputs)
         found |= bit_losses(self, student, rows, ids, passage)
         return select(found, self.stage)
 
     def taught(
-        self, teacher: FiD, rows: Rows, logits: Tensor, looked: Tensor | None, inputs: tuple[Tensor, ...]
+        self, teacher: Written, rows: Rows, logits: Tensor, looked: Tensor | None, inputs: tuple[Tensor, ...]
     ) -> dict[str, Tensor]:
         """Return the losses against the teacher."""
         ids, lengths, question_lengths, labels = inputs
         losses, found = self.stage.losses, {}
         with torch.no_grad():
-            saw = read_generative(teacher, ids, lengths, question_lengths, self.stage.distill == "top")
+            top = self.stage.distill == "top"
+            if isinstance(teacher, FiD):
+                saw = read_generative(teacher, ids, lengths, question_lengths, top)
+            else:
+                saw = read_extractive(teacher, ids, lengths, question_lengths, top)
             if "answers" in losses or "cross" in losses:
                 wanted, wanted_look = self.decode(teacher, saw.memory, lengths, labels)
         if "distillation" in losses:
@@ -130,13 +147,13 @@ class GenerativeObjective:
             found["distillation"] = found["distillation"] + distillation_loss(rows.apart, saw.apart, chosen)
         if "answers" in losses:
             found["answers"] = answers_loss(logits, wanted, labels)
-        if looked is not None and wanted_look is not None:
+        if "cross" in losses and looked is not None and wanted_look is not None:
             found["cross"] = cross_loss(looked, wanted_look, labels)
         return found
 
-    def decode(self, reader: FiD, memory: Tensor, lengths: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def decode(self, reader: Written, memory: Tensor, lengths: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Score labels as (B, S, V), and return where the decoder looked (B, S, M) if a loss asks for it."""
-        if "cross" not in self.stage.losses:
+        if {"cross", "copying"}.isdisjoint(self.stage.losses):
             return reader.answer_logits(memory, lengths, labels), None
         B, (_, T, D) = labels.shape[0], memory.shape
         mask = torch.arange(T, device=memory.device)[None] < lengths[:, None]
@@ -156,13 +173,17 @@ class SpanObjective:
         ids, lengths, question_lengths, targets, pointable = inputs
         rows = student.rows(ids, lengths, question_lengths, mode)
         passage = passage_tokens(ids, lengths, question_lengths)
+        if rows.read is not None:
+            passage, pointable = passage & rows.read, pointable & rows.read
+            targets = within(targets, pointable)
         start, end = point(student, rows.memory, pointable, len(targets))
         found = {"task": span_loss(start, end, targets)}
         if self.stage.taught:
-            guide = present(teacher, self.stage)
+            if teacher is None:
+                raise no_teacher(self.stage)
             with torch.no_grad():
-                saw = read_extractive(guide, ids, lengths, question_lengths, self.stage.distill == "top")
-                wanted = point(guide, saw.memory, pointable, len(targets))
+                saw = read_extractive(teacher, ids, lengths, question_lengths, self.stage.distill == "top")
+                wanted = point(teacher, saw.memory, pointable, len(targets))
             asked = torch.arange(ids.shape[1], device=ids.device)[None] < question_lengths[:, None]
             chosen = asked | choose(self.stage, saw, passage)
             found["distillation"] = distillation_loss(rows.memory, saw.memory, chosen)
@@ -171,11 +192,9 @@ class SpanObjective:
         return select(found, self.stage)
 
 
-def present(teacher: Family | None, stage: Stage) -> Family:
-    """Return the teacher; ValueError if there is none."""
-    if teacher is None:
-        raise ValueError(f"stage {stage.name!r} learns from a teacher and has none; pass --teacher FOLDER")
-    return teacher
+def no_teacher(stage: Stage) -> ValueError:
+    """Return the error of a stage whose teacher is missing."""
+    return ValueError(f"stage {stage.name!r} learns from a teacher and has none; pass --teacher FOLDER")
 
 
 def select(found: dict[str, Tensor], stage: Stage) -> dict[str, Tensor]:
@@ -190,7 +209,7 @@ def choose(stage: Stage, saw: Taught, passage: Tensor) -> Tensor:
 
 
 def bit_losses(
-    objective: GenerativeObjective | SpanObjective, student: FiD | SpanReader, rows: Rows, ids: Tensor, passage: Tensor
+    objective: GenerativeObjective | SpanObjective, student: Model, rows: Rows, ids: Tensor, passage: Tensor
 ) -> dict[str, Tensor]:
     """Return the losses of the signs that the stage has; none in a mode without signs."""
     found: dict[str, Tensor] = {}
@@ -237,8 +256,8 @@ def read_generative(teacher: FiD, ids: Tensor, lengths: Tensor, question_lengths
     return Taught(apart, encoder.finish(hidden), looked / (heads * len(encoder.layers[k:])))
 
 
-def read_extractive(teacher: SpanReader, ids: Tensor, lengths: Tensor, question_lengths: Tensor, look: bool) -> Taught:
-    """Read rows whole as `SpanReader.rows` does in mode `full`; `look` as in `read_generative`."""
+def read_extractive(teacher: SplitBert, ids: Tensor, lengths: Tensor, question_lengths: Tensor, look: bool) -> Taught:
+    """Read rows whole as `SplitBert.rows` does in mode `full`; `look` as in `read_generative`."""
     if not look:
         rows = teacher.rows(ids, lengths, question_lengths, "full")
         return Taught(rows.apart, rows.memory, None)
@@ -246,13 +265,15 @@ def read_extractive(teacher: SpanReader, ids: Tensor, lengths: Tensor, question_
     index = torch.arange(ids.shape[1], device=ids.device)[None]
     mask = (index < lengths[:, None])[:, None]
     asking = asking_weights(index, question_lengths)
-    embedded = teacher.embed(ids, index >= question_lengths[:, None], question_lengths)
+    passage = index >= question_lengths[:, None]
+    embedded = teacher.embed(ids, passage, question_lengths)
     hidden = apart = bert(embedded, mask, 0, k)
     looked = torch.zeros(ids.shape, device=ids.device)
     for number, layer in enumerate(cast("Sequence[Layer]", bert.layers[k:]), k):
         looked = looked + torch.einsum("rhqt,rq->rt", attention(layer, hidden, mask).float(), asking)
         hidden = bert(hidden, mask, number, number + 1)
-    return Taught(apart, hidden, looked / (bert.config.num_attention_heads * len(bert.layers[k:])))
+    memory = teacher.ended(hidden, ids, passage & mask[:, 0])
+    return Taught(apart, memory, looked / (bert.config.num_attention_heads * len(bert.layers[k:])))
 
 
 def asking_weights(index: Tensor, question_lengths: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def add_preparations(commands: Any) -> None:
     count(near, "--limit", None, "passages of --text to use; default: all")
     count(near, "--top", 20, "neighbours kept")
     near.add_argument("--out", required=True, metavar="FILE", help="FiD-style .jsonl to write")
-    about = "fit what a trained span reader needs to prune passages, and write it into its folder"
+    about = "fit what a trained reader needs to prune passages, and write it into its folder"
     skim = add_command(commands, "skim", about, "--reader READER --questions FILE ... [option ...]")
     skim.add_argument("--reader", required=True, metavar="FOLDER", help="folder of the reader")
     about = "files of questions with passages, taken in turn; answers are not used"
@@ -162,6 +162,11 @@ def add_start(stage: argparse.ArgumentParser) -> None:
     about = "how signs get their values; default: the reader's own, or channel"
     start.add_argument("--calibration", choices=CALIBRATIONS, help=about)
     count(start, "--bits", None, "signs a token, of --calibration predictive; default: the reader's, or D")
+    about = "tokens, with blanks between, of which nothing is kept: layers k+1..n read passages without; BERT"
+    start.add_argument("--unread", metavar="TOKENS", help=about)
+    count(start, "--decoder-layers", 0, "give a span reader a new decoder of N layers, so that it writes its answers")
+    about = "keep a BERT's lower layers, so that stores stay valid, or all of it as it is"
+    start.add_argument("--freeze", choices=("lower", "encoder"), help=about)
     start.add_argument("--teacher", help="reader folder to distil from")
     about = "turn student and teacher by a random rotation, for signs in another basis; in one stage, not in each; T5"
     start.add_argument("--rotate", action=BooleanOptionalAction, default=False, help=about)

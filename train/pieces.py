@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from btr.fid import FiD
-from btr.span import SpanReader
+from btr.model import Model
 from btr.train.stages import LOSSES
 
 PER_PASSAGE_TOKEN = {"distillation", "recovery", "rate"}  # losses that are means over passage tokens
@@ -45,7 +45,7 @@ def shares(counts: Sequence[Tensor]) -> list[float]:
     return [number / max(sum(numbers), 1) for number in numbers]
 
 
-def recompute_layers(student: FiD | SpanReader) -> None:
+def recompute_layers(student: Model) -> None:
     """Make the encoder's layers keep their input alone, and compute the rest again in the backward pass.
 
     The gradients are the same. Only the calls are wrapped: modules, and the names of their weights, stay as they are.

@@ -12,7 +12,6 @@ from btr.errors import InputError
 from btr.evidence import own_passages
 from btr.reader import Reader
 from btr.skim import Skim
-from btr.span import SpanReader
 
 EVERY = 10  # questions between two reports
 
@@ -23,14 +22,12 @@ def fit_skim(
     """Fit to `limit` questions, taken from the files in turn, and write it into the folder of the reader.
 
     Raises:
-        InputError: no folder, a generative reader or one without k, or questions without passages.
+        InputError: no folder, a reader without k, or questions without passages.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"--reader {path}: no such folder; give that of a reader, where skim.safetensors is to be")
     reader = Reader.from_pretrained(path, dtype=dtype)
-    if not isinstance(reader.model, SpanReader):
-        raise InputError(f"--reader {path}: a generative reader prunes no passages; give a span reader")
     read = in_turn([read_questions(name) for name in questions])
     skim = Skim.fit(skimmed(reader, itertools.islice(read, limit), passages, say))
     reader.model.skim = skim

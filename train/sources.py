@@ -12,10 +12,9 @@ from tokenizers import Tokenizer
 from btr.checkpoint import digest
 from btr.corpus import read_passages, read_questions
 from btr.errors import InputError
-from btr.fid import FiD
 from btr.metrics import normalise
+from btr.model import Model
 from btr.questions import find_questions
-from btr.span import SpanReader
 from btr.train.cloze import ClozeSource
 from btr.train.corruption import CorruptionSource, sentinels
 from btr.train.data import FileSource, collate, end_of_sequence, from_questions
@@ -25,6 +24,7 @@ from btr.train.options import parse_share
 from btr.train.spans import SpanExample, SpanSource, collate_spans
 from btr.train.tasks import ChoiceSource, ClaimSource, from_choices, from_claims
 
+Lay = Callable[..., Tensors]
 KINDS = {"claim": "claims to judge", "choice": "multiple choice"}
 DECIDING = (  # options that decide the batches, beside the tokenizer and the files
     *("batch", "passages", "row_tokens", "question_tokens", "answer_tokens", "unanswerable"),
@@ -42,7 +42,7 @@ def build_sources(options: argparse.Namespace, tokenizer: Tokenizer, extractive:
         raise InputError("nothing to learn from; pass --text, --questions or both")
     for name, family in (("unanswerable", True), ("blanks", False), ("corruption", False)):
         if getattr(options, name) and family != extractive:
-            raise InputError(f"--{name} is for {'BERT' if family else 'T5'} readers; leave it out")
+            raise InputError(f"--{name} is for readers that {'quote' if family else 'write'}; leave it out")
     excluded = {normalise(question.question) for path in options.exclude for question in read_questions(path)}
     paths = map(parse_share, options.questions)
     files = [(open_file(path, excluded, options, extractive), share) for path, share in paths]
@@ -87,7 +87,7 @@ def open_file(path: str, excluded: set[str], options: argparse.Namespace, extrac
     """
     found = find_questions(path)
     if extractive and found.kind != "question":
-        raise InputError(f"{path}: holds {KINDS[found.kind]}, which only T5 readers learn; leave it out")
+        raise InputError(f"{path}: holds {KINDS[found.kind]}, which only readers that write learn; leave it out")
     kept = [question for question in found.questions if normalise(question.question) not in excluded]
     words = options.text_words
     if found.kind == "claim":
@@ -111,11 +111,14 @@ def reading(source: Any, passages: int) -> Any:
 
 
 def drawer(
-    options: argparse.Namespace, tokenizer: Tokenizer, extractive: bool, processes: int
+    options: argparse.Namespace, tokenizer: Tokenizer, extractive: bool, processes: int, lay: Lay = collate
 ) -> Callable[[int], Tensors]:
-    """Return what makes the batch of a step: a function of (seed, step), whatever pieces it will be read in."""
+    """Return what makes the batch of a step: a function of (seed, step), whatever pieces it will be read in.
+
+    lay: how the examples of a reader that writes become tensors.
+    """
     sources, shares = zip(*build_sources(options, tokenizer, extractive), strict=True)
-    if not extractive:
+    if not extractive and lay is collate:
         end_of_sequence(tokenizer)
     shape, rows = (options.row_tokens, options.question_tokens), options.batch * options.passages[0]
     turns = [(n, max(rows // n, 1), [reading(source, n) for source in sources]) for n in options.passages]
@@ -127,7 +130,7 @@ def drawer(
         chosen = [source.draw(rng) for source in rng.choices(opened, shares, k=count)]
         if extractive:
             return collate_spans(chosen, tokenizer, passages, *shape)
-        return collate(chosen, tokenizer, passages, *shape, options.answer_tokens, rng)
+        return lay(chosen, tokenizer, passages, *shape, options.answer_tokens, rng)
 
     return draw
 
@@ -151,12 +154,13 @@ def open_dev(options: argparse.Namespace, tokenizer: Tokenizer) -> Dev | None:
 
 
 def settings(
-    options: argparse.Namespace, student: FiD | SpanReader, teacher: FiD | SpanReader | None, tokenizer: Tokenizer
+    options: argparse.Namespace, student: Model, teacher: Model | None, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """Return what the losses depend on beside the stage and the schedule; readers by a digest of their weights."""
     reader = {name: value for name, value in asdict(student.config).items() if name not in ("default_mode", "passages")}
     return {
         **{name: getattr(options, name) for name in DECIDING},
+        **({"freeze": options.freeze} if options.freeze else {}),
         "text": describe(options.text) if options.text else None,
         "questions": ["=".join((describe(path), f"{share:g}")) for path, share in map(parse_share, options.questions)],
         "exclude": sorted(map(describe, options.exclude)),

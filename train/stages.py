@@ -7,7 +7,16 @@ from typing import Literal
 from btr.config import Mode
 from btr.errors import InputError
 
-LOSSES = ("task", "distillation", "answers", "cross", "recovery", "rate")  # what each is: `train/objectives.py`
+# what each is: `train/objectives.py`
+LOSSES = (
+    "task",
+    "distillation",
+    "answers",
+    "cross",
+    "copying",
+    "recovery",
+    "rate",
+)
 TAUGHT = {"distillation", "answers", "cross"}  # those that need a teacher
 CHOICES = {"distill": ("off", "all", "top"), "straight_through": ("tanh", "clipped")}
 

@@ -1,6 +1,7 @@
 """What a run starts from: the student, as loaded or made anew, and its teacher."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,20 +9,24 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from btr.checkpoint import configured, load_reader, load_tokenizer, resolve
+from btr.checkpoint import configured, load_reader, load_tokenizer
 from btr.config import T5_SHAPES, ReaderConfig
 from btr.errors import InputError
 from btr.fid import FiD
+from btr.model import Model
 from btr.reader import Reader
 from btr.span import SpanReader
+from btr.split import SplitBert
 from btr.t5 import T5
 from btr.train.initialise import initialise
 from btr.train.rotation import rotate
 from btr.train.stages import Stage
 from btr.train.tokenizer import open_tokenizer
+from btr.train.written import with_decoder
+from btr.weights import resolve
 
 
-def build_student(options: argparse.Namespace, stage: Stage) -> tuple[FiD | SpanReader, Tokenizer]:
+def build_student(options: argparse.Namespace, stage: Stage) -> tuple[Model, Tokenizer]:
     """Load the reader to go on with, or make a new one.
 
     Raises:
@@ -34,10 +39,28 @@ def build_student(options: argparse.Namespace, stage: Stage) -> tuple[FiD | Span
     mode = options.default_mode or stage.modes[0][0]
     if any(mode != "full" for mode in (mode, *(mode for mode, _ in stage.modes))) and not student.config.k:
         raise InputError(f"stage {stage.name!r} decomposes the encoder and the reader has k = 0; pass --k")
-    return configure(student, default_mode=mode), tokenizer
+    student = configure(student, default_mode=mode)
+    freeze(student, options.freeze)
+    return student, tokenizer
 
 
-def load_student(options: argparse.Namespace) -> tuple[FiD | SpanReader, Tokenizer]:
+def freeze(student: Model, part: str | None) -> None:
+    """Keep a BERT as it is: 'lower', all that a store depends on, or the whole 'encoder'.
+
+    Raises:
+        InputError: a T5.
+    """
+    if part is None:
+        return
+    if isinstance(student, FiD):
+        raise InputError("--freeze is for readers with a BERT; leave it out")
+    bert, end = student.bert, student.config.k if part == "lower" else None
+    below = (bert.embedding, bert.positions, bert.segments, bert.embedding_norm, student.binarizer, *bert.layers[:end])
+    for module in below:
+        module.requires_grad_(False)
+
+
+def load_student(options: argparse.Namespace) -> tuple[Model, Tokenizer]:
     """Load a reader, or a checkpoint that is to become one.
 
     Raises:
@@ -46,15 +69,26 @@ def load_student(options: argparse.Namespace) -> tuple[FiD | SpanReader, Tokeniz
     folder = resolve(options.reader)
     loaded, tokenizer = load_reader(folder, torch.float32, None, new_head=True), load_tokenizer(folder)
     asked: dict[str, Any] = {"k": options.k, "calibration": options.calibration, "bits": options.bits}
+    if options.unread is not None:
+        asked["unread"] = token_ids(tokenizer, options.unread.split())
     if not (folder / "btr_config.json").exists():
         asked["max_question_tokens"] = max(options.question_tokens, loaded.config.max_question_tokens)
     student = configure(loaded, **{name: value for name, value in asked.items() if value is not None})
+    if options.decoder_layers:
+        if not isinstance(student, SpanReader):
+            raise InputError("--decoder-layers gives a span reader a decoder, this reader has one; leave it out")
+        if student.config.unread:
+            raise InputError(
+                "a reader that writes leaves no token unread, and stores of one that does would not fit it; pass "
+                "--unread '' to begin such a reader, with a store of its own"
+            )
+        student = with_decoder(student, tokenizer, options.decoder_layers, options.seed)
     most = student.config.max_question_tokens
     if options.question_tokens > most:
         raise InputError(
             f"--question-tokens is {options.question_tokens}, this reader reads {most}; pass {most} or fewer"
         )
-    if isinstance(student, SpanReader) and most + options.row_tokens > (
+    if isinstance(student, SplitBert) and most + options.row_tokens > (
         room := student.bert.config.max_position_embeddings
     ):
         raise InputError(
@@ -64,8 +98,18 @@ def load_student(options: argparse.Namespace) -> tuple[FiD | SpanReader, Tokeniz
     return student, tokenizer
 
 
-def new_student(options: argparse.Namespace) -> tuple[FiD | SpanReader, Tokenizer]:
+def token_ids(tokenizer: Tokenizer, tokens: Sequence[str]) -> tuple[int, ...]:
+    """Return the ids of tokens; InputError if the tokenizer has none of that name."""
+    found = [tokenizer.token_to_id(token) for token in tokens]
+    if None in found:
+        raise InputError(f"--unread: {tokens[found.index(None)]!r} is no token of this reader; leave it out")
+    return tuple(number for number in found if number is not None)
+
+
+def new_student(options: argparse.Namespace) -> tuple[Model, Tokenizer]:
     """Make a T5 of the shape asked for."""
+    if options.decoder_layers:
+        raise InputError("--decoder-layers gives a span reader a decoder; pass that reader with --reader")
     if not options.tokenizer:
         raise InputError(
             "a new reader needs --tokenizer tokenizer.json (python -m btr.train tokenizer makes one), or pass --reader"
@@ -79,18 +123,18 @@ def new_student(options: argparse.Namespace) -> tuple[FiD | SpanReader, Tokenize
     return configure(made, k=options.k or 0, **chosen), tokenizer
 
 
-def turned(model: FiD | SpanReader, seed: int) -> FiD:
+def turned(model: Model, seed: int) -> FiD:
     """Return a reader of the same answers, its stream turned by a random rotation; its signs are yet to be set.
 
     Raises:
-        InputError: a span reader, which cannot be turned.
+        InputError: a BERT, which cannot be turned.
     """
-    if isinstance(model, SpanReader):
+    if not isinstance(model, FiD):
         raise InputError("--rotate is for T5 readers; leave it out")
     return FiD(rotate(model.t5, seed), model.config)
 
 
-def configure(model: FiD | SpanReader, **changes: Any) -> FiD | SpanReader:
+def configure(model: Model, **changes: Any) -> Model:
     """Return a reader of the same weights with other settings; InputError if they do not fit its encoder."""
     try:
         return configured(model, replace(model.config, **changes))
@@ -98,9 +142,7 @@ def configure(model: FiD | SpanReader, **changes: Any) -> FiD | SpanReader:
         raise InputError(f"--k: {error}" if "k" in changes else str(error)) from error
 
 
-def load_teacher(
-    options: argparse.Namespace, student: FiD | SpanReader, tokenizer: Tokenizer
-) -> FiD | SpanReader | None:
+def load_teacher(options: argparse.Namespace, student: Model, tokenizer: Tokenizer) -> Model | None:
     """Load the reader to distil from, split where the student splits; None if there is none.
 
     Raises:
@@ -120,10 +162,11 @@ def load_teacher(
     return configured(teacher, student.config).eval()
 
 
-def facts(model: FiD | SpanReader) -> dict[str, Any]:
+def facts(model: Model) -> dict[str, Any]:
     """Return what two readers must share for the states of one to mean something to the other."""
     if isinstance(model, FiD):
         return {"family": "T5", "width": model.width, "layers": model.t5.config.num_layers, "pieces": model.vocab_size}
     layers, offset = model.bert.config.num_hidden_layers, model.config.max_question_tokens
-    about = {"family": "BERT", "width": model.width, "layers": layers, "pieces": model.vocab_size}
+    family = "BERT" if isinstance(model, SpanReader) else "BERT with a decoder"
+    about = {"family": family, "width": model.width, "layers": layers, "pieces": model.vocab_size}
     return about | {"max_question_tokens": offset}

@@ -13,6 +13,7 @@ from btr.dense import bench
 from btr.dense.build import CHUNK, build, is_store, read_corpus, read_store
 from btr.dense.calibrate import calibrate
 from btr.dense.encoder import DTYPES, Encoder
+from btr.dense.follow import shards_of
 from btr.dense.fusion import DENSE, KINDS, WORDS, Choice, Kind, open_retriever
 from btr.dense.quantize import MOST_CODES
 from btr.dense.writer import Plan
@@ -62,6 +63,7 @@ def add_build(commands: Any) -> None:
     add("--retriever", required=True, metavar="R", help=about)
     add("--out", metavar="FOLDER", help="where to write dense/; needed for a corpus, default for a store: the store")
     number(added, "--codes", 1, f"binary codes a vector, 1 to {MOST_CODES}")
+    add("--scaled", action="store_true", help="keep a scale, 2 bytes, of one code a vector too: better scores")
     add("--floats", action="store_true", help="keep float32 vectors too, to compare with; 32 times the bytes")
     add("--kind", choices=KINDS, help="what the store is searched with from now on; default: what is there, fused")
     add("--dtype", choices=sorted(DTYPES), default="float32", help="precision of the encoder (default %(default)s)")
@@ -86,13 +88,15 @@ def run_build(options: argparse.Namespace) -> int:
     out = Path(options.out) if options.out else source
     encoder = Encoder.from_pretrained(options.retriever, options.dtype)
     plan = Plan(
-        options.retriever, encoder.fingerprint, encoder.dimension, options.codes, options.floats, options.dtype
+        options.retriever, encoder.fingerprint, encoder.dimension, options.codes, options.floats, options.dtype,
+        options.scaled,
     )  # fmt: skip
     if options.no_resume:
         shutil.rmtree(out / DENSE, ignore_errors=True)
     if is_store(source):
         with Store.open(source) as store:
-            count = build(encoder, plan, out, partial(read_store, store), reporter(store.manifest.ordinals))
+            report, shards = reporter(store.manifest.ordinals), shards_of(store.manifest.shards)
+            count = build(encoder, plan, out, partial(read_store, store), report, shards)
     else:
         read = partial(read_corpus, options.source, limit=options.limit, words=options.words)
         count = build(encoder, plan, out, read, reporter(options.limit))

@@ -21,11 +21,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from btr.bert import Bert
-from btr.checkpoint import digest, load_tokenizer, read_json, read_tensors, resolve, tensors, write
+from btr.checkpoint import digest, load_tokenizer, tensors, write
 from btr.config import BertConfig, ConfigError
 from btr.errors import InputError
 from btr.layout import length_batches, pad
 from btr.names import bert_tensors, fit_bert
+from btr.weights import read_json, read_tensors, resolve
 
 Kind = Literal["query", "passage"]
 

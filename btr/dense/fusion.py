@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from btr.checkpoint import write
+from btr.dense.follow import check_shards, follow, shards_of
 from btr.dense.index import Dense, best, is_finished
 from btr.errors import InputError
 from btr.indexed import StaleIndex, StoreIndex, Tail, open_index
@@ -166,8 +167,8 @@ def open_retriever(
     Of a store, what is deleted does not come back, and passages that BM25 does not know are warned of.
 
     threshold: leave out what is not worth reading, if that was calibrated, which holds for its kind and encoder alone.
-    tail: for a store that changes while it is searched: BM25 knows its newest passages too, and a dense index that does
-        not is warned of (StaleIndex).
+    tail: for a store that changes while it is searched: both indices know its newest passages too, in memory, and one
+        that does not is warned of (StaleIndex).
     before: opened earlier on the same store; its dense index and encoder are taken over if they are still the ones.
 
     Raises:
@@ -191,6 +192,9 @@ def open_retriever(
         else BM25.open(path / WORDS)
     )
     dense = None if wanted.kind == "bm25" else open_dense(path / DENSE, wanted.encoder, before)
+    if dense is not None and isinstance(store, Store):
+        check_shards(dense.path, dense.shards, dense.indexed, shards_of(store.manifest.shards))
+        dense = dense if tail is None else follow(dense, store, tail.vectors)
     others = store.manifest.ordinals if isinstance(store, Store) else len(bm25) if bm25 is not None else None
     if dense is not None and others not in (None, len(dense)):
         cure = f"bring it up to date with: python -m btr.retrieve build {path} --retriever {dense.plan.encoder}"

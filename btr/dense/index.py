@@ -3,11 +3,14 @@
 Exhaustive: every question is compared with every passage, one pass over the first codes by Hamming distance, then the
 nearest `candidates` are scored with the float query against all codes. Equal scores stand in corpus order.
 
+A server's store grows while it is searched: `following` adds passages newer than the index, their codes in memory.
+
 Shapes: Q questions, N passages, D dimensions, C codes, W words.
 """
 
 import os
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 from btr import kernels
 from btr.dense.encoder import Encoder
 from btr.dense.quantize import Quantizer
-from btr.dense.writer import INDEX, PROGRESS, ROTATION, Plan, read_state, row_bytes
+from btr.dense.writer import INDEX, PROGRESS, ROTATION, Plan, Shards, read_state, row_bytes
 from btr.errors import InputError
 from btr.retrieve import Hits, check_mapped
 
@@ -35,13 +38,15 @@ def is_finished(folder: Path) -> bool:
 class Dense:
     """An index on disk, mapped, and the encoder of its questions."""
 
-    def __init__(self, path: Path, plan: Plan, passages: int, encoder: Encoder) -> None:
+    def __init__(self, path: Path, plan: Plan, passages: int, encoder: Encoder, shards: Shards) -> None:
         """Use `open`."""
         self.path, self.plan, self.encoder = path, plan, encoder
+        self.shards = shards  # of the store that it was built from
         self.quantizer = Quantizer.load(path / ROTATION)
         self._passages = passages
         self._stamp = self._stat()
         self._files = {name: self._map(name, row) for name, row in row_bytes(self.quantizer, plan.floats).items()}
+        self._newer: dict[str, NDArray[Any]] = {}  # rows that follow those of the files, by the files' names
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], encoder: Encoder | str | None = None) -> "Dense":
@@ -58,11 +63,29 @@ class Dense:
         if not isinstance(encoder, Encoder):
             encoder = Encoder.from_pretrained(encoder or plan.encoder)
         check_encoder(folder, plan, encoder)
-        return cls(folder, plan, state["passages"], encoder)
+        return cls(folder, plan, state["passages"], encoder, state["shards"])
 
     def __len__(self) -> int:
         """Return the number of passages."""
         return self._passages
+
+    def following(self, vectors: NDArray[np.float32]) -> "Dense":
+        """Return an index of these vectors (M, D) too, whose ordinals follow; the files stay as they are."""
+        longer = copy(self)
+        if not len(vectors):
+            longer._newer, longer._passages = {}, self.indexed
+            return longer
+        words, scales = self.quantizer.encode(vectors)
+        rows: dict[str, NDArray[Any]] = {f"codes-{code}.bin": part for code, part in enumerate(words)}
+        rows |= {"scales.bin": scales, "vectors.bin": vectors}
+        longer._newer = {name: rows[name] for name in self._files}
+        longer._passages = self.indexed + len(vectors)
+        return longer
+
+    @property
+    def indexed(self) -> int:
+        """Passages in the files."""
+        return len(self._files["codes-0.bin"])
 
     def is_current(self) -> bool:
         """Tell whether the index on the disk is still the one that was opened."""
@@ -99,7 +122,7 @@ class Dense:
             return self._search_floats(queries, top)
         rotated = self.quantizer.rotate(queries)
         wanted = top if how == "binary" else min(max(candidates or CANDIDATES, 10 * top), self._passages)
-        ordinals, distances = kernels.nearest_k(kernels.pack(rotated), self._files["codes-0.bin"], wanted)
+        ordinals, distances = self._nearest(kernels.pack(rotated), wanted)
         if how == "binary":
             return [(row, -found.astype(np.float32)) for row, found in zip(ordinals, distances, strict=True)]
         found = (np.sort(row) for row in ordinals)
@@ -117,10 +140,32 @@ class Dense:
         for file in self._files.values():
             check_mapped(file)
 
+    def _nearest(self, packed: NDArray[np.uint64], wanted: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Find the nearest by first codes: ordinals and distances (Q, wanted), the lower ordinal first of ties."""
+        known, newer = self._files["codes-0.bin"], self._newer.get("codes-0.bin")
+        ordinals, distances = kernels.nearest_k(packed, known, min(wanted, len(known)))
+        if newer is None:
+            return ordinals, distances
+        more, theirs = kernels.nearest_k(packed, newer, min(wanted, len(newer)))
+        ordinals = np.concatenate((ordinals, more + len(known)), 1)
+        distances = np.concatenate((distances, theirs), 1)
+        order = np.argsort(distances, axis=1, kind="stable")[:, :wanted]
+        return np.take_along_axis(ordinals, order, 1), np.take_along_axis(distances, order, 1)
+
+    def _rows(self, name: str, ordinals: NDArray[np.int64]) -> NDArray[Any]:
+        """Gather rows of a file, and of what follows it in memory."""
+        rows, newer = self._files[name], self._newer.get(name)
+        if newer is None:
+            return np.asarray(rows[ordinals])
+        found = np.empty((len(ordinals), rows.shape[1]), rows.dtype)
+        old = ordinals < len(rows)
+        found[old], found[~old] = rows[ordinals[old]], newer[ordinals[~old] - len(rows)]
+        return found
+
     def _score(self, query: NDArray[np.float32], ordinals: NDArray[np.int64]) -> NDArray[np.float32]:
-        codes = np.stack([self._files[f"codes-{code}.bin"][ordinals] for code in range(self.quantizer.codes)])
+        codes = np.stack([self._rows(f"codes-{code}.bin", ordinals) for code in range(self.quantizer.codes)])
         if self.quantizer.scaled:
-            scales = self._files["scales.bin"][ordinals]
+            scales = self._rows("scales.bin", ordinals)
         else:
             scales = np.ones((len(ordinals), self.quantizer.codes), np.float16)
         return self.quantizer.scores(query, codes, scales)
@@ -128,10 +173,10 @@ class Dense:
     def _search_floats(self, queries: NDArray[np.float32], top: int) -> list[Hits]:
         if "vectors.bin" not in self._files:
             raise InputError(f"{self.path}: keeps no floats; build it with --floats to search by them")
-        vectors = self._files["vectors.bin"]
         found: list[Hits] = [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
         for first in range(0, self._passages, BLOCK):
-            scores = queries @ vectors[first : first + BLOCK].T
+            block = self._rows("vectors.bin", np.arange(first, min(first + BLOCK, self._passages)))
+            scores = queries @ block.T
             for number, row in enumerate(scores):
                 places = nearest_floats(row, top)
                 ordinals = np.concatenate((found[number][0], places + first))

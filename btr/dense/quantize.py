@@ -7,7 +7,9 @@ learned layers):
 
     r_0 = x',  b_c = sign(r_c),  s_c = mean |r_c|,  r_(c+1) = r_c - s_c b_c,  x' ~ sum over c of s_c b_c
 
-One code of vectors of length 1 needs no scale. Queries stay floats: the score of a passage is sum s_c <R q, b_c>.
+All scales of a vector are then multiplied by |x|^2 / <x', sum s_c b_c>, so that the estimate has the vector's own inner
+product with it, not less (RaBitQ, arXiv 2405.12497, whose rotation is random and whose vectors are centred). One code
+of vectors of length 1 may go without a scale. Queries stay floats: the score of a passage is sum s_c <R q, b_c>.
 
 Shapes: N vectors, D dimensions, C codes, W = ceil(D / 64) words.
 """
@@ -21,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from btr import kernels
-from btr.checkpoint import read_weights, tensors
+from btr.checkpoint import tensors
 from btr.errors import InputError
+from btr.weights import read_weights
 
 MOST_CODES = 4
 ROUNDS = 40  # of ITQ
@@ -40,8 +43,8 @@ class Quantizer:
     scaled: bool
 
     @classmethod
-    def fit(cls, sample: Floats, codes: int = 1) -> Self:
-        """Learn the rotation from vectors (N, D); of vectors of different lengths a code has a scale, of others not.
+    def fit(cls, sample: Floats, codes: int = 1, scaled: bool = False) -> Self:
+        """Learn the rotation from vectors (N, D); scaled: one code of vectors of equal length has a scale too.
 
         Raises:
             InputError: codes out of range.
@@ -49,7 +52,8 @@ class Quantizer:
         if not 1 <= codes <= MOST_CODES:
             raise InputError(f"codes is {codes}; use 1 to {MOST_CODES}")
         lengths = np.linalg.norm(sample, axis=1)
-        return cls(learn_rotation(sample), codes, codes > 1 or bool(np.ptp(lengths) > 0.02 * lengths.mean()))
+        unequal = bool(np.ptp(lengths) > 0.02 * lengths.mean())
+        return cls(learn_rotation(sample), codes, scaled or codes > 1 or unequal)
 
     @property
     def dimension(self) -> int:
@@ -68,7 +72,7 @@ class Quantizer:
 
     def encode(self, vectors: Floats) -> tuple[Words, NDArray[np.float16]]:
         """Return the codes uint64 (C, N, W) and scales float16 (N, C), which are 1 where codes have none."""
-        left = vectors @ self.rotation
+        rotated = left = vectors @ self.rotation
         words = np.empty((self.codes, len(left), self.words), np.uint64)
         scales = np.ones((len(left), self.codes), np.float16)
         for code in range(self.codes):
@@ -76,7 +80,7 @@ class Quantizer:
             if self.scaled:
                 scales[:, code] = np.abs(left).mean(1)
                 left = left - scales[:, code, None].astype(np.float32) * np.where(left > 0, 1, -1).astype(np.float32)
-        return words, scales
+        return words, unbiased(scales, rotated, rotated - left) if self.scaled else scales
 
     def rotate(self, queries: Floats) -> Floats:
         """Bring queries (Q, D) into the basis of the codes."""
@@ -106,6 +110,13 @@ class Quantizer:
         except (KeyError, ValueError) as error:
             raise InputError(f"{path}: not a rotation ({error}); build the index again") from error
         return cls(rotation, codes, bool(scaled))
+
+
+def unbiased(scales: NDArray[np.float16], vectors: Floats, estimates: Floats) -> NDArray[np.float16]:
+    """Stretch the scales (N, C) of estimates (N, D) to the vectors' own inner products with them; of 0 it stays 0."""
+    lengths, products = (vectors**2).sum(1), (vectors * estimates).sum(1)
+    stretch = np.divide(lengths, products, out=np.ones_like(products), where=products > 0)
+    return (scales * stretch[:, None]).astype(np.float16)
 
 
 def learn_rotation(sample: Floats, rounds: int = ROUNDS, seed: int = 0) -> Floats:

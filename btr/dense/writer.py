@@ -7,12 +7,15 @@
     INDEX/vectors.bin        float32 (N, D), where floats are kept
     INDEX/progress.json      settings and number of passages on the disk; while building
 
+Of a store's index both say which shards the store had then: content and passages of each, in order.
+
 Passage i of the store is row i of every file. After each batch the files reach the disk before `progress.json` says so;
 a killed run cuts them back to that number and goes on. A finished index takes further passages in the same way.
 """
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +35,9 @@ SAMPLE = 8192  # passages that the rotation is learned from; held in memory, as 
 INDEX, PROGRESS, ROTATION = "index.json", "progress.json", "rotation.safetensors"
 
 
+Shards = list[tuple[str, int]]  # content and passages of a store's shards
+
+
 @dataclass(frozen=True)
 class Plan:
     """What an index depends on beside its passages."""
@@ -42,6 +48,12 @@ class Plan:
     codes: int = 1
     floats: bool = False
     dtype: str = "float32"
+    scaled: bool = False  # a scale of 2 bytes where there is one code too
+
+
+def text_of(passage: Passage) -> str:
+    """Return what is embedded of a passage."""
+    return f"{passage.title} {passage.text}".strip()
 
 
 class DenseWriter:
@@ -50,6 +62,7 @@ class DenseWriter:
     def __init__(self, path: Path, plan: Plan, done: int) -> None:
         """Use `create_or_resume`."""
         self.path, self.plan, self.done = path, plan, done
+        self.shards: Shards = []  # of the store that the passages come from
         self._quantizer = Quantizer.load(path / ROTATION) if done else None
         self._waiting: list[NDArray[np.float32]] = []  # until there are enough to learn the rotation from
 
@@ -73,12 +86,13 @@ class DenseWriter:
             return cls(folder, plan, 0)
         check_plan(folder, found["plan"], plan)
         writer = cls(folder, plan, int(found["passages"]))
+        writer.shards = found["shards"]
         writer._cut()
         return writer
 
     def append(self, passages: Sequence[Passage], encoder: Encoder) -> None:
         """Embed the next passages and add them."""
-        self.append_vectors(encoder.embed([f"{p.title} {p.text}".strip() for p in passages], "passage"))
+        self.append_vectors(encoder.embed([text_of(passage) for passage in passages], "passage"))
 
     def append_vectors(self, vectors: NDArray[np.float32]) -> None:
         """Add the vectors (N, D) of the next passages; the first SAMPLE are held until there are enough."""
@@ -116,13 +130,13 @@ class DenseWriter:
 
     def _learn(self) -> None:
         sample = np.concatenate(self._waiting)
-        self._quantizer = Quantizer.fit(sample[:SAMPLE], self.plan.codes)
+        self._quantizer = Quantizer.fit(sample[:SAMPLE], self.plan.codes, self.plan.scaled)
         self._quantizer.save(self.path / ROTATION)
         self._waiting = []
         self._write(sample)
 
     def _state(self) -> dict[str, Any]:
-        return {"format": FORMAT, "passages": self.done, "plan": asdict(self.plan)}
+        return {"format": FORMAT, "passages": self.done, "plan": asdict(self.plan), "shards": self.shards}
 
     def _write(self, vectors: NDArray[np.float32]) -> None:
         words, scales = self._known().encode(vectors)
@@ -168,11 +182,33 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         plan, passages, version = Plan(**state["plan"]), int(state["passages"]), state["format"]
+        shards = [(str(content), int(count)) for content, count in state.get("shards", [])]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); delete the folder and build it again") from error
     if version != FORMAT:
         raise InputError(f"{folder}: index format {version!r}, this btr reads format {FORMAT}; upgrade btr or rebuild")
-    return {**state, "plan": plan, "passages": passages}
+    return {**state, "plan": plan, "passages": passages, "shards": shards}
+
+
+def rewrite(folder: Path, kept: NDArray[np.int64], shards: Shards) -> None:
+    """Keep these rows (ascending) of a finished index, which from now on is one of these shards."""
+    state, quantizer = json.loads((folder / INDEX).read_text(encoding="utf-8")), Quantizer.load(folder / ROTATION)
+    new = folder.with_name(f"{folder.name}.building")
+    shutil.rmtree(new, ignore_errors=True)  # of a killed run
+    new.mkdir()
+    shutil.copy(folder / ROTATION, new / ROTATION)
+    for name, row in row_bytes(quantizer, Plan(**state["plan"]).floats).items():
+        rows = np.memmap(folder / name, np.uint8, "r").reshape(-1, row)
+        with (new / name).open("wb") as file:
+            for start in range(0, len(kept), SAMPLE):
+                file.write(rows[kept[start : start + SAMPLE]].tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+    write(new / INDEX, json.dumps(state | {"passages": len(kept), "shards": shards}, indent=1))
+    sync(new)
+    shutil.rmtree(folder)
+    new.rename(folder)
+    sync(folder.parent)
 
 
 def check_plan(folder: Path, found: Plan, wanted: Plan) -> None:

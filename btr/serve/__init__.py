@@ -59,6 +59,8 @@ def load(settings: Settings) -> Service:
     """Load the reader, open the store it made and the store's index."""
     name = settings.reader
     reader = Reader.from_pretrained(name, dtype=settings.dtype)
+    if not reader.config.k:  # a plain T5: the store knows where it was split
+        reader = Reader.from_pretrained(name, k=Store.open(settings.store).manifest.k, dtype=settings.dtype)
     library = Library.open(settings.store, reader, name or "")
     model = Path(name).resolve().name if name and Path(name).is_dir() else reader.name
     service = Service(reader, library, settings, model=model)

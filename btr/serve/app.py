@@ -16,7 +16,6 @@ from btr.serve.guard import Guard
 from btr.serve.openai import make_router
 from btr.serve.pages import render_docs, render_page
 from btr.serve.schema import (
-    AnswerRequest,
     AnswerResponse,
     BatchItem,
     BatchRequest,
@@ -27,9 +26,11 @@ from btr.serve.schema import (
     Removal,
     RequestError,
     StoredPassage,
+    StreamableRequest,
     UpsertRequest,
     error_body,
 )
+from btr.serve.streams import begun, respond, write_events
 
 ABOUT = (
     "Answers questions from passages kept as bits. Where the server has keys, send one as "
@@ -79,10 +80,15 @@ def create_app(desk: Desk) -> FastAPI:
 
 
 def _add_questions(app: FastAPI, desk: Desk) -> None:
-    @app.post("/v1/answer", response_model_exclude_none=True)
-    async def answer(http: Request, request: AnswerRequest) -> AnswerResponse:
-        """Answer one question from the store, or from passages sent with it."""
-        return await desk.ask(http, request)
+    streamed: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
+    @app.post("/v1/answer", response_model=AnswerResponse, response_model_exclude_none=True, responses=streamed)
+    async def answer(http: Request, request: StreamableRequest) -> AnswerResponse | Response:
+        """Answer one question from the store, or from passages sent with it; with `stream`, show it as it comes."""
+        if not request.stream:
+            return await desk.ask(http, request)
+        lines = write_events(await begun(desk.follow(http, request)))
+        return respond(lines, lambda code: desk.metrics.errors.labels(code).inc())
 
     @app.post("/v1/answer/batch", response_model_exclude_none=True)
     async def answer_batch(http: Request, request: BatchRequest) -> BatchResponse:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from time import monotonic
 from typing import Any
 
@@ -13,9 +13,10 @@ from btr.errors import InputError
 from btr.serve.edits import apply_edit, check_edit, edit_cost
 from btr.serve.keys import Keys
 from btr.serve.metrics import Metrics
-from btr.serve.queue import Job, Queue, Result, Work, late
+from btr.serve.queue import Event, Job, Queue, Result, Work, late
 from btr.serve.schema import AnswerRequest, AnswerResponse, Edit, EditResponse, RequestError
 from btr.serve.service import Service
+from btr.serve.streams import Ears, Happening
 from btr.storage import StoreError
 
 _log = logging.getLogger("btr.serve")
@@ -77,7 +78,7 @@ class Desk:
         asked = [job.work for job in jobs if isinstance(job.work, AnswerRequest)]
         if len(asked) < len(jobs):
             return [self._edit(job.work) for job in jobs if not isinstance(job.work, AnswerRequest)]
-        results = self.service.answer(asked)
+        results = self.service.answer(asked, Ears(jobs))
         now = monotonic()
         for job, result in zip(jobs, results, strict=True):
             if isinstance(result, AnswerResponse):
@@ -96,7 +97,7 @@ class Desk:
             self.metrics.edits.labels(kind).inc(getattr(reply, kind))
         return reply
 
-    def _put(self, asked: Sequence[Work]) -> list[Job]:
+    def _put(self, asked: Sequence[Work], tell: Callable[[str, Any], object] = lambda name, said: None) -> list[Job]:
         if self.draining:
             raise RequestError(503, "the server is shutting down", "draining", 5)
         service, most = self.service, self.service.settings.timeout
@@ -106,7 +107,8 @@ class Desk:
                 if isinstance(one, AnswerRequest)
                 else (one, edit_cost(one), object(), most)  # read with nothing else
                 for one in asked
-            ]
+            ],
+            tell,
         )
 
     async def edit(self, request: Request, asked: Edit) -> EditResponse:
@@ -151,11 +153,44 @@ class Desk:
         found: list[AnswerResponse | RequestError] = await self._wait(
             request, [_settle(next(jobs)) if fault is None else _same(fault) for fault in faults]
         )
-        done = [one for one in found if isinstance(one, AnswerResponse)]
-        if done:  # for the headers and the log
-            request.state.waited = max(one.timings["queue"] for one in done)
-            request.state.computed = max(one.timings["total"] - one.timings["queue"] for one in done)
+        _note(request, [one for one in found if isinstance(one, AnswerResponse)])
         return found
+
+    async def follow(self, request: Request, asked: AnswerRequest) -> AsyncIterator[Happening]:
+        """Answer one question, and yield what happens on the way, then the answer.
+
+        Raises:
+            RequestError: it is refused, or could not be answered.
+            ClientLeft: nobody waits any more; it left the line, or is decoded no further.
+        """
+        if (fault := self._fault(asked)) is not None:
+            raise fault
+        loop, happened = asyncio.get_running_loop(), asyncio.Queue[Event | asyncio.Task[Any]]()
+
+        def tell(name: str, said: dict[str, Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever listened
+                loop.call_soon_threadsafe(happened.put_nowait, (name, said))
+
+        [job] = self._put([asked], tell)
+        done, gone = asyncio.create_task(_settle(job)), asyncio.create_task(_gone(request))
+        try:
+            done.add_done_callback(happened.put_nowait)
+            gone.add_done_callback(happened.put_nowait)
+            while not isinstance(one := await happened.get(), asyncio.Task):
+                yield one
+            if one is gone:
+                raise ClientLeft
+            result = done.result()
+            if isinstance(result, RequestError):
+                raise result
+            assert isinstance(result, AnswerResponse)
+            _note(request, [result])
+            yield result
+        finally:
+            job.wanted = False
+            if not done.done():  # the client left; whoever writes the stream may have noticed first
+                self.metrics.left.inc()
+            await _end(done, gone)
 
     async def _wait(self, request: Request, results: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
         """Wait for all results, as long as the client does; raises ClientLeft."""
@@ -169,10 +204,7 @@ class Desk:
                 raise ClientLeft
             return answers.result()
         finally:
-            for task in either:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            await _end(*either)
 
     def _fault(self, asked: AnswerRequest) -> RequestError | None:
         try:
@@ -180,6 +212,20 @@ class Desk:
         except RequestError as error:
             return error
         return None
+
+
+def _note(request: Request, done: Sequence[AnswerResponse]) -> None:
+    """Keep what answers took, for the headers and the log."""
+    if done:
+        request.state.waited = max(one.timings["queue"] for one in done)
+        request.state.computed = max(one.timings["total"] - one.timings["queue"] for one in done)
+
+
+async def _end(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def _same(fault: RequestError) -> RequestError:
@@ -196,6 +242,8 @@ async def _settle(job: Job) -> AnswerResponse | EditResponse | RequestError:
         return error
     except Exception:  # the queue has logged it
         return RequestError(500, "the server failed; its log says how", "internal_error")
+    finally:
+        job.wanted = False  # done, or nobody waits any more
 
 
 async def _gone(request: Request) -> None:

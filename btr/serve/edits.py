@@ -10,7 +10,7 @@ from btr.dense.fusion import DENSE
 from btr.dense.index import is_finished
 from btr.dense.writer import read_state
 from btr.errors import InputError
-from btr.living import put, tidy
+from btr.living import held, put, tidy, words_of
 from btr.serve.schema import Edit, EditResponse, Removal, RequestError, UpsertRequest
 from btr.serve.service import CHARACTERS, Service, broken
 from btr.storage import BadPassage, Corrupt, DiskFull, StoreBusy, StoreError
@@ -78,13 +78,15 @@ def apply_edit(service: Service, asked: Edit) -> EditResponse:
 
 def _delete(editor: Editor, passage_id: str) -> dict[str, int]:
     with editor.view.read() as reading:
-        ordinal = reading.ordinal(passage_id)
-    if ordinal is None:
+        ordinals = held(reading, passage_id, words_of(editor))
+    if not ordinals:
         raise RequestError(404, f"the store has no passage {passage_id[:80]!r}", "unknown_id")
-    if editor.manifest.passages == 1:
-        raise RequestError(409, "it is the last passage, and a store that is served has one or more", "last_passage")
-    editor.commit(editor.delete([ordinal]))
-    return {"deleted": 1}
+    if editor.manifest.passages == len(ordinals):
+        raise RequestError(
+            409, "it is all that the store has, and one that is served has a passage or more", "last_passage"
+        )
+    editor.commit(editor.delete(ordinals))
+    return {"deleted": len(ordinals)}
 
 
 def _tidy(editor: Editor) -> None:

@@ -4,18 +4,18 @@ The last message of the user is the question.  What a reader cannot follow (syst
 temperature) is taken and ignored.  Every response, and every chunk of a stream, carries `citations`.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from time import time
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from btr.serve.desk import Desk
 from btr.serve.schema import MOST_IDS, AnswerRequest, AnswerResponse, Evidence, RequestError, Text
+from btr.serve.streams import Happening, begun, event, respond, rest
 
 LENIENT = ConfigDict(strict=True, extra="ignore")
 Kind = Literal["chat", "text"]
@@ -124,38 +124,64 @@ def cite(reply: AnswerResponse) -> list[dict[str, Any]]:
 class Writer:
     """Write one answer in OpenAI's words."""
 
-    def __init__(self, kind: Kind, reply: AnswerResponse, most: int) -> None:
-        self.kind, self.reply = kind, reply
-        self.finish = "length" if reply.answer_tokens >= most else "stop"
+    def __init__(self, kind: Kind, model: str, most: int) -> None:
+        self.kind, self.most = kind, most
         name = "chat.completion" if kind == "chat" else "text_completion"
         self.object, self.chunk = name, f"{name}.chunk" if kind == "chat" else name
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
-        self.head = {"id": f"{prefix}-{uuid4().hex}", "created": int(time()), "model": reply.model}
-        asked, made = reply.tokens_read, reply.answer_tokens
-        self.usage = {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}
+        self.head = {"id": f"{prefix}-{uuid4().hex}", "created": int(time()), "model": model}
 
-    def _wrap(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self.head, "object": kind, "choices": choices, "citations": cite(self.reply)}
+    def _wrap(self, kind: str, said: dict[str, Any] | None, finish: str | None, cited: Any) -> dict[str, Any]:
+        choices = [] if said is None else [{"index": 0, **said, "finish_reason": finish, "logprobs": None}]
+        return {**self.head, "object": kind, "choices": choices, "citations": cited}
 
-    def whole(self) -> dict[str, Any]:
+    def _finish(self, reply: AnswerResponse) -> str:
+        return "length" if reply.answer_tokens >= self.most else "stop"
+
+    def whole(self, reply: AnswerResponse) -> dict[str, Any]:
         """Return the answer as one object."""
-        said: dict[str, Any] = {"text": self.reply.answer}
+        said: dict[str, Any] = {"text": reply.answer}
         if self.kind == "chat":
-            said = {"message": {"role": "assistant", "content": self.reply.answer, "refusal": None}}
-        choice = {"index": 0, **said, "finish_reason": self.finish, "logprobs": None}
-        return self._wrap(self.object, [choice]) | {"usage": self.usage, "timings": self.reply.timings}
+            said = {"message": {"role": "assistant", "content": reply.answer, "refusal": None}}
+        made = self._wrap(self.object, said, self._finish(reply), cite(reply))
+        return made | {"usage": usage(reply), "timings": reply.timings}
 
-    def stream(self, usage: bool) -> Iterator[str]:
-        """Yield the answer as server-sent events: its text, its end, its usage if wanted."""
-        parts: list[dict[str, Any]] = [{"text": self.reply.answer}, {"text": ""}]
-        if self.kind == "chat":
-            parts = [{"delta": {"role": "assistant", "content": self.reply.answer}}, {"delta": {}}]
-        for part, finish in zip(parts, (None, self.finish), strict=True):
-            choice = {"index": 0, **part, "finish_reason": finish, "logprobs": None}
-            yield f"data: {json.dumps(self._wrap(self.chunk, [choice]))}\n\n"
-        if usage:
-            yield f"data: {json.dumps(self._wrap(self.chunk, []) | {'usage': self.usage})}\n\n"
+    async def stream(self, happenings: AsyncIterator[Happening], with_usage: bool) -> AsyncIterator[str]:
+        """Yield the answer as server-sent events: its words as they come, its end, its usage if wanted.
+
+        Until its end what is cited is all that is read. Raises RequestError.
+        """
+        said, cited = "", []
+        async for one in happenings:
+            if isinstance(one, AnswerResponse):
+                for line in self._end(one, said, with_usage):
+                    yield line
+            elif one[0] == "reading":
+                cited = one[1]["passages"]
+            elif one[0] == "text":
+                yield event(self._wrap(self.chunk, self._words(one[1]["text"], not said), None, cited))
+                said += one[1]["text"]
+
+    def _end(self, reply: AnswerResponse, said: str, with_usage: bool) -> Iterator[str]:
+        left, cited = rest(reply.answer, said), cite(reply)
+        if left or not said:
+            yield event(self._wrap(self.chunk, self._words(left, not said), None, cited))
+        last: dict[str, Any] = {"delta": {}} if self.kind == "chat" else {"text": ""}
+        yield event(self._wrap(self.chunk, last, self._finish(reply), cited))
+        if with_usage:
+            yield event(self._wrap(self.chunk, None, None, cited) | {"usage": usage(reply)})
         yield "data: [DONE]\n\n"
+
+    def _words(self, text: str, first: bool) -> dict[str, Any]:
+        if self.kind == "text":
+            return {"text": text}
+        return {"delta": ({"role": "assistant"} if first else {}) | {"content": text}}
+
+
+def usage(reply: AnswerResponse) -> dict[str, int]:
+    """Return the tokens of the passages and of the answer."""
+    asked, made = reply.tokens_read, reply.answer_tokens
+    return {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}
 
 
 def make_router(desk: Desk) -> APIRouter:
@@ -165,11 +191,12 @@ def make_router(desk: Desk) -> APIRouter:
 
     async def complete(http: Request, request: CompletionBase, question: str, most: int | None, kind: Kind) -> Response:
         asked = _to_answer(request, question, most, desk.service.model)
-        writer = Writer(kind, await desk.ask(http, asked), asked.max_new_tokens)
+        writer = Writer(kind, desk.service.model, asked.max_new_tokens)
         if not request.stream:
-            return JSONResponse(writer.whole())
+            return JSONResponse(writer.whole(await desk.ask(http, asked)))
         options = request.stream_options or StreamOptions()
-        return StreamingResponse(writer.stream(options.include_usage), media_type="text/event-stream")
+        lines = writer.stream(await begun(desk.follow(http, asked)), options.include_usage)
+        return respond(lines, lambda code: desk.metrics.errors.labels(code).inc())
 
     @router.post("/chat/completions", response_model=None)
     async def chat(http: Request, request: ChatRequest) -> Response:

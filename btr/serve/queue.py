@@ -21,6 +21,7 @@ PATIENCE = 5e-4  # seconds per token: 2,000 tokens let a question of a few pass 
 MOST_TOGETHER = 64  # questions of one batch
 Work = AnswerRequest | Edit
 Result = AnswerResponse | EditResponse | Exception
+Event = tuple[str, dict[str, Any]]  # something that happens on the way to a result: its name, and what there is to say
 _log = logging.getLogger("btr.serve")
 
 
@@ -28,7 +29,8 @@ _log = logging.getLogger("btr.serve")
 class Job:
     """A question, or an edit of the store, in line.
 
-    Jobs of one kind may be read together; after the deadline nobody wants the answer.
+    Jobs of one kind may be read together; after the deadline, or once `wanted` is no longer set, nobody wants the
+    answer. `tell` is called in the reader's thread.
 
     Times are seconds of `monotonic`.
     """
@@ -41,6 +43,8 @@ class Job:
     number: int
     future: Future[Any] = field(default_factory=Future)
     begun: float = 0.0
+    tell: Callable[[str, dict[str, Any]], object] = lambda name, said: None
+    wanted: bool = True
 
     def __lt__(self, other: "Job") -> bool:
         return self.place < other.place
@@ -102,8 +106,12 @@ class Queue:
         """Whole seconds until the line will be about half as long, 1 to 60."""
         return round(min(60.0, max(1.0, self.seconds_each * self.size / 2)))
 
-    def put(self, asked: Sequence[tuple[Work, int, Hashable, float]]) -> list[Job]:
-        """Let (work, tokens, kind, seconds until its deadline) stand in line, all or none.
+    def put(
+        self,
+        asked: Sequence[tuple[Work, int, Hashable, float]],
+        tell: Callable[[str, dict[str, Any]], object] = lambda name, said: None,
+    ) -> list[Job]:
+        """Let (work, tokens, kind, seconds until its deadline) stand in line, all or none; `tell` what becomes of it.
 
         Raises:
             RequestError: 429, they do not fit; 503, the queue is closed.
@@ -118,7 +126,7 @@ class Queue:
                 raise RequestError(429, message, "queue_full", self.retry_after)
             heapq.heapify(self._waiting)
             jobs: list[Job] = [
-                Job(work, tokens, kind, now, now + seconds, next(self._numbers))
+                Job(work, tokens, kind, now, now + seconds, next(self._numbers), tell=tell)
                 for work, tokens, kind, seconds in asked
             ]
             for job in jobs:

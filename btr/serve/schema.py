@@ -43,7 +43,7 @@ class Evidence(BaseModel):
     """Say what to read: the best `top_k` of the store (the default), these `ids`, or these `passages`; and how.
 
     `merge_ratio` is the share of passage tokens merged away in every upper layer (generative readers, not in `full`);
-    `prune` how many passages a span reader reads to the end (0: all; not in `full`); the server's own by default.
+    `prune` how many passages are read to the end (0: all, as in `full`, if not told); the server's own by default.
     """
 
     top_k: int | None = None
@@ -61,6 +61,16 @@ class AnswerRequest(Evidence):
     question: Text
     max_new_tokens: int = 32
     timeout: float | None = Field(default=None, gt=0)
+
+
+class StreamableRequest(AnswerRequest):
+    """Ask a question; with `stream` the reply is server-sent events, of which the last, `answer`, has all of it.
+
+    Before it come `reading` (the passages), `phase` (what was done, and its seconds until then) and `text`, words as
+    they are decoded. `error` ends a stream that failed.
+    """
+
+    stream: bool = False
 
 
 class BatchRequest(BaseModel):
@@ -108,7 +118,9 @@ Edit = UpsertRequest | Removal
 class EditResponse(BaseModel):
     """Count what an edit did: all of it is done, and the next answer knows it.
 
-    `same` were there already; `cut` are longer than the reader reads, so that their ends are not read; `passages` are
+    A text of over 1.5 times the words of the store's passages is divided into `<id>:0`, `<id>:1`, ..., each of which
+    counts. `same` were there already; `cut` are longer than the reader reads, so that their ends are not read;
+    `deleted` includes what of an id was there before, whole or in pieces, and has nothing in its place; `passages` are
     those that the store has now; `unindexed` are those that a search cannot find until the index is built anew.
     """
 
@@ -148,7 +160,8 @@ class AnswerResponse(BaseModel):
     """Give the answer, the passages it came from (most evidence first), and what reading them took.
 
     `score` is the mean log-probability per answer token or, from a span reader, the span's log-probability; `citation`
-    and `no_answer`, the probability that none of the passages answers, come from span readers alone; `timings` are
+    comes from readers with a BERT, and `no_answer`, the probability that none of the passages answers, from span
+    readers alone; `timings` are
     seconds (`tokenize` and what follows are those of the `batch` questions that were read together); `bits_read`
     counts the stored signs, `answer_tokens` the tokens of the answer; `read` passages were read to the end.
     """

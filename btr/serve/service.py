@@ -28,9 +28,10 @@ from btr.serve.schema import (
     StoredPassage,
 )
 from btr.serve.settings import Settings
+from btr.serve.streams import Ears
 from btr.storage import Encoded, StoreError, UnknownId, WrongLength
 
-PHASES = ("retrieve", "load", "tokenize", "expand", "encode", "merge", "decode")
+PHASES = ("retrieve", "load", "tokenize", "expand", "look", "encode", "merge", "decode")
 CHARACTERS = 4  # per token of English: what an inline passage is taken to cost before it is tokenized
 # Questions of the sample corpus that the shipped reader answers, and the passage that answers each.
 EXAMPLES = {
@@ -164,11 +165,11 @@ class Service:
         return (request.mode or self.mode, request.max_new_tokens, request.merge_ratio or 0.0, self._prune(request))
 
     def _prune(self, request: AnswerRequest) -> int:
-        """Return how many passages to read to the end, 0 for all: mode full knows no less, if it was not asked to."""
-        own = 0 if (request.mode or self.mode) == "full" else self.settings.prune
+        """Return how many passages to read to the end, 0 for all, as a request for mode full has it if not told."""
+        own = 0 if request.mode == "full" else self.settings.prune
         return own if request.prune is None else request.prune
 
-    def answer(self, requests: Sequence[AnswerRequest]) -> list[AnswerResponse | Exception]:
+    def answer(self, requests: Sequence[AnswerRequest], ears: Ears | None = None) -> list[AnswerResponse | Exception]:
         """Answer checked questions of one kind; one that cannot be answered has an exception in its place."""
         library = self.library  # the same for the whole batch, whatever a reload does meanwhile
         chosen: list[Chosen | Exception] = [self._try_choose(library, request) for request in requests]
@@ -176,7 +177,11 @@ class Service:
         results: list[AnswerResponse | Exception] = [
             found if isinstance(found, Exception) else RuntimeError("not read") for found in chosen
         ]
-        answers = self._read([requests[n] for n in ready], [chosen[n] for n in ready])  # type: ignore[misc]
+        for n, found in enumerate(chosen if ears else ()):
+            if isinstance(found, Chosen):
+                ears.reading(n, found.passages)  # type: ignore[union-attr]
+        heard = ears.among(ready) if ears else None
+        answers = self._read([requests[n] for n in ready], [chosen[n] for n in ready], heard)  # type: ignore[misc]
         for n, answer in zip(ready, answers, strict=True):
             found = chosen[n]
             assert isinstance(found, Chosen)
@@ -187,14 +192,16 @@ class Service:
     def _try_choose(self, library: Library, request: AnswerRequest) -> Chosen | Exception:
         try:
             found = self._choose(library, request)
-            _source(found, request.mode or self.mode)
+            _source(found, request.mode or self.mode, self._prune(request))
             return found
         except RequestError as error:
             return error
         except Exception as error:
             return broken(error)
 
-    def _read(self, requests: Sequence[AnswerRequest], chosen: Sequence[Chosen]) -> list[Answer | Exception]:
+    def _read(
+        self, requests: Sequence[AnswerRequest], chosen: Sequence[Chosen], ears: Ears | None = None
+    ) -> list[Answer | Exception]:
         """Read questions together; if that fails, one by one, so that a bad one fails alone."""
         if not requests:
             return []
@@ -205,11 +212,12 @@ class Service:
             return list(
                 self.reader.answer_batch(
                     [request.question.strip() for request in requests],
-                    [_source(found, mode) for found in chosen],
+                    [_source(found, mode, self._prune(first)) for found in chosen],
                     mode=mode,
                     max_new_tokens=first.max_new_tokens,
                     merge=merge,
                     prune=self._prune(first),
+                    listener=ears,
                 )
             )
         except Exception as error:
@@ -286,9 +294,10 @@ def _inline(passages: Sequence[InlinePassage]) -> tuple[Passage, ...]:
     return tuple(Passage(p.id or str(place), p.title, p.text) for place, p in enumerate(passages, 1))
 
 
-def _source(chosen: Chosen, mode: Mode) -> Encoded | Sequence[Passage]:
-    """Return what the reader reads: stored bits in binary mode, otherwise the texts, which it encodes anew."""
-    if chosen.encoded is None or mode != "binary":
+def _source(chosen: Chosen, mode: Mode, prune: int) -> Encoded | Sequence[Passage]:
+    """Return what the reader reads: stored bits where it looks at any, otherwise the texts, which it encodes anew."""
+    bits = mode == "binary" or (mode == "full" and 0 < prune < len(chosen.passages))
+    if chosen.encoded is None or not bits:
         if not all(passage.text for passage in chosen.passages):
             message = f"the store keeps signs and no text, so mode {mode} cannot read it; use mode binary"
             raise RequestError(400, message, "mode_unavailable")

@@ -26,10 +26,12 @@ from typing import Any, NoReturn
 
 from btr import precompute, retrieve, shards
 from btr.corpus import Passage
+from btr.dense import build, writer
 from btr.reader import Reader
 
 # Small enough for a corpus of 90 passages to have several of each.
-shards.CHUNK = precompute.INDEXED = 16
+shards.CHUNK = precompute.INDEXED = build.CHUNK = 16
+writer.SAMPLE = 40
 precompute.SHARD_PASSAGES = 40
 retrieve.BM25Writer.create_or_resume.__func__.__kwdefaults__["shard_size"] = 20
 

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from btr import bench, contenders
+from btr import bench, contenders, kernel_bench
+from btr.bench import main
 from btr.config import T5_SHAPES, BertConfig
 
 
@@ -44,9 +46,10 @@ def test_rows_and_their_sizes(capsys: pytest.CaptureFixture[str], questions: int
     assert [size["passages"] for size in figures["sizes"]] == [2, 3] and figures["questions"] == questions
     assert figures["new_tokens"] == 3 and figures["row_tokens"] == 17
     rows, D = figures["sizes"][1]["rows"], T5_SHAPES["tiny"].d_model
-    assert list(rows) == ["transformers", "full", "float", "binary", "merged"]
+    assert list(rows) == ["transformers", "full", "float", "binary", "pruned", "reread", "merged"]
     sizes = {name: row["bytes_per_token"] for name, row in rows.items()}
-    assert sizes == {"transformers": 0, "full": 0, "float": 4 * D, "binary": D // 8 + 2, "merged": D // 8 + 2}
+    assert [sizes.pop(name) for name in ("transformers", "full", "float")] == [0, 0, 4 * D]
+    assert sizes == dict.fromkeys(("binary", "pruned", "reread", "merged"), D // 8 + 2)
     binary = rows["binary"]
     assert {"load", "expand", "encode", "decode"} <= set(binary["phases"])
     assert "merge" in rows["merged"]["phases"]
@@ -56,7 +59,7 @@ def test_rows_and_their_sizes(capsys: pytest.CaptureFixture[str], questions: int
 def test_span_reader_has_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
     figures = figures_of(capsys, "--passages", "2", "--shape", "minilm", "--questions", "2")
     rows = figures["sizes"][0]["rows"]
-    assert list(rows) == ["transformers", "full", "float", "binary", "pruned"] and figures["new_tokens"] == 0
+    assert list(rows) == ["transformers", "full", "float", "binary", "pruned", "reread"] and figures["new_tokens"] == 0
     assert rows["binary"]["bytes_per_token"] == 64 // 8 + 2
     assert {"load", "expand", "encode", "decode"} <= set(rows["binary"]["phases"])
 
@@ -81,7 +84,7 @@ def test_memory_is_that_of_this_process() -> None:
     ("arguments", "error"),
     [
         (["--only", "binary,fast"], "--only fast: not known"),
-        (["--only", "pruned"], "--only pruned: there is no such row of shape base"),
+        (["--only", "merged", "--merge", "none"], "--only merged: there is no such row of shape base"),
         (["--plot", "x.txt"], "x.txt: not a picture"),
         (["--questions", "0"], "--questions is 0; use 1 or more"),
         (["--runs", "0"], "--runs is 0; use 1 or more"),
@@ -90,3 +93,35 @@ def test_memory_is_that_of_this_process() -> None:
 def test_wrong_requests_are_refused(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main([*SIZES, *arguments]) == 2
     assert error in capsys.readouterr().err
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ROWS", 70), ("TOKENS", 50), ("MATRIX", (96, 64))):
+        monkeypatch.setattr(kernel_bench, name, value)
+
+
+@pytest.mark.usefixtures("small")
+def test_all_who_are_timed_do_the_same_work() -> None:
+    for kernel, _, amount, who in kernel_bench.jobs(64):
+        results = {name: work() for name, work in who.items()}
+        assert next(iter(who)) == "btr" and amount > 0
+        if kernel.startswith("hamming"):
+            found = [np.asarray(value).astype(np.int64) for value in results.values()]
+            assert found[0].shape == (70, 70) and all(np.array_equal(found[0], other) for other in found)
+        if kernel.startswith("expand"):
+            assert np.asarray(results["btr"]).nbytes == np.asarray(results["roof"]).nbytes
+        if kernel.startswith("int8"):
+            assert np.asarray(results["btr"]).shape == (96,) and np.isfinite(np.asarray(results["btr"])).all()
+
+
+@pytest.mark.usefixtures("small")
+def test_kernels_have_a_table_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--kernels", "64", "--runs", "1", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert all(row["D"] == 64 and row["rates"]["btr"] > 0 for row in figures["rows"])
+    assert {row["threads"] for row in figures["rows"] if "hamming" in row["kernel"]} >= {1}
+    assert main(["--kernels", "64", "--runs", "1"]) == 0
+    assert "hamming, all pairs" in capsys.readouterr().out
+    assert main(["--kernels", "4"]) == 2
+    assert "use widths of 8 or more" in capsys.readouterr().err

@@ -148,17 +148,50 @@ def test_store_that_grew_is_searched_by_what_is_known(
     writer = DenseWriter.create_or_resume(path / "dense", Plan(str(encoder_folder), encoder.fingerprint, 64))
     writer.append(PASSAGES, encoder)
     writer.finish()
-    Choice("hybrid", None, 1e9).write(path)  # a threshold that no known passage reaches
+    Choice("hybrid").write(path)
     first = open_retriever(Store.open(path), tail=tail)
-    assert len(first.search(["heron"], 3)[0][0]) == 1
     assert store_command.main(["add", str(path), write("more", [Passage("5", "", "a heron of iron")])]) == 0
     stale = "the store holds 6 passages, the dense index 5"
     with pytest.warns(StaleIndex, match="the last 1 passages"), pytest.raises(InputError, match=stale):
         open_retriever(Store.open(path))
-    with pytest.warns(StaleIndex, match=stale):
-        then = open_retriever(Store.open(path), tail=tail, before=first)
-    assert then.dense is first.dense  # neither mapped nor its encoder loaded again
-    assert 5 in then.search(["iron heron"], 3)[0][0].tolist()  # by its words, and read although nothing scores it
+    then = open_retriever(Store.open(path), tail=tail, before=first)
+    assert then.dense is not None and first.dense is not None
+    assert then.dense.encoder is first.dense.encoder  # not loaded again
+    assert len(then.dense) == 6 and len(first.dense) == 5
+    for how in ("rescored", "binary"):
+        assert sorted(then.dense.search(["a heron of iron"], 6, how)[0][0].tolist()) == [*range(6)]
+    known = dict(tail.vectors)
+    again = open_retriever(Store.open(path), tail=tail, before=then)
+    assert [tail.vectors[part] is vectors for part, vectors in known.items()] == [True]  # not embedded again
+    whole = DenseWriter.create_or_resume(path / "dense", Plan(str(encoder_folder), encoder.fingerprint, 64))
+    whole.append([Passage("5", "", "a heron of iron")], encoder)
+    whole.finish()
+    built = open_retriever(Store.open(path), "dense", tail=tail, before=again)
+    assert built.dense is not None and built.dense.indexed == 6
+    questions = ["iron heron", "mill"]
+    for ours, theirs in zip(then.dense.search(questions, 6), built.dense.search(questions, 6), strict=True):
+        assert [part.tolist() for part in ours] == [part.tolist() for part in theirs]
+    capsys.readouterr()
+
+
+def test_encoder_of_questions_alone_does_not_embed_what_is_new(
+    reader_folder: Path, encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, tail = tmp_path / "s.btr", Tail()
+    rows = [json.dumps({"id": p.id, "title": p.title, "text": p.text}) for p in [*PASSAGES, Passage("5", "", "iron")]]
+    (tmp_path / "corpus").write_text("\n".join(rows[:5]), encoding="utf-8")
+    (tmp_path / "more").write_text(rows[5], encoding="utf-8")
+    words = [str(tmp_path / "corpus"), "--reader", str(reader_folder), "--store", str(path)]
+    assert precompute.main([*words, "--retriever", str(encoder_folder)]) == 0
+    assert store_command.main(["add", str(path), str(tmp_path / "more")]) == 0
+    encoder = Encoder.from_pretrained(str(encoder_folder))
+    original = encoder.fingerprint
+    encoder.model.bert.layers[0].wi.bias.data += 0.01
+    Encoder(encoder.model, encoder.tokenizer, "student", aligned=[original]).save(tmp_path / "student")
+    Choice("hybrid", str(tmp_path / "student"), 1e9).write(path)  # a threshold that no known passage reaches
+    with pytest.warns(StaleIndex, match="the store holds 6 passages, the dense index 5"):
+        then = open_retriever(Store.open(path), tail=tail)
+    assert 5 in then.search(["iron heron"], 6)[0][0].tolist()  # by its words, and read although nothing scores it
     capsys.readouterr()
 
 

@@ -254,7 +254,10 @@ def test_pruned_rows_stand_beside_whole_ones(
     assert main([*given, "--modes", "full,binary", "--reader", str(tmp_path / "prunes")]) == 0
     assert [line for line in out.read_text(encoding="utf-8").splitlines() if line in kept] == kept
     table = capsys.readouterr().out
-    assert "binary, prune 1" in table and "full, prune" not in table and "against full" in table
+    assert "binary, prune 1" in table and "full, prune 1" in table and "against full" in table
+    whole = [pruning_reader.answer(ASKED[0], own_passages(q, 3), "full", 16, prune=1) for q in find(squad)]
+    rows = [row for row in read(out) if (row["mode"], row["prune"]) == ("full", 1)]
+    assert [row["answer"] for row in rows] == [answer.text for answer in whole]
     assert main([*given, "--reader", str(span_folder)]) == 2
     assert "python -m btr.train skim --reader" in capsys.readouterr().err
     assert main([*given[:-3], "-1", "--reader", str(span_folder)]) == 2
@@ -276,6 +279,24 @@ def test_against_another_reader(run: Run, squad: Path, tiny_folders: dict[str, P
     ]
     assert figures["rows"][1]["against"] == f"full of {teacher}"
     assert len({row["reader"] for row in read(out)}) == 2  # each by its weights
+
+
+def test_rounded_and_merged_rows_stand_beside_their_own(
+    run: Run, squad: Path, reader_folder: Path, span_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["squad", "--data", squad, "--passages", "2", "--against", "binary"]
+    reader = Reader.from_pretrained(reader_folder)
+    merge = reader.schedule("algorithm", 0.3)
+    expected = reader.answer(ASKED[0], own_passages(find(squad)[0], 2), "binary", 16, merge).text
+    for flags, mark in ((["--round-decoder"], "-int8"), (["--merge", "0.3"], "-merged0.3")):
+        figures = run(*given, *flags, "--against-reader", reader_folder, "--out", tmp_path / mark)
+        assert [row["mode"] for row in figures["rows"]] == ["binary", "binary"] and "difference" in figures["rows"][1]
+        assert [row["more"] for row in figures["rows"]] == ["", {"-int8": "int8"}.get(mark, "merge 0.3")]
+        first, second = dict.fromkeys(row["reader"] for row in read(tmp_path / mark))
+        assert second == first + mark
+        assert main([*map(str, [*given, *flags]), "--reader", str(span_folder)]) == 2
+        assert "a span reader" in capsys.readouterr().err
+    assert read(tmp_path / "-merged0.3")[3]["answer"] == expected
 
 
 def test_over_long_question_is_wrong_and_counted(run: Run, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from btr import extractive
 from btr.config import MODES, Mode
 from btr.corpus import Passage
 from btr.extractive import best_span
@@ -134,6 +135,16 @@ def test_texts_not_kept_are_decoded(span_reader: Reader, tiny_passages: list[Pas
     kept, lost = (span_reader.answer(QUESTIONS[0], given, "binary") for given in (encoded, bare))
     assert lost.span is None and lost.tokens == kept.tokens and lost.score == kept.score
     assert lost.text.replace(" ", "").lower() == kept.text.replace(" ", "").lower()
+
+
+def test_what_is_decoded_may_begin_within_a_word(
+    span_reader: Reader, tiny_passages: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = span_reader.tokenizer.encode(tiny_passages[0].text, add_special_tokens=False).tokens
+    within = next(i for i, piece in enumerate(pieces) if piece.startswith("##"))
+    monkeypatch.setattr(extractive, "best_span", lambda *_: (within, within, 0.0))
+    bare = replace(span_reader.encode_passages(tiny_passages), texts=("",) * len(tiny_passages))
+    assert span_reader.answer("salt", bare, "binary").text == pieces[within][2:]
 
 
 def test_long_passages_are_cut_and_titles_leave_room(span_reader: Reader) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from btr.answer import Answer
 from btr.corpus import Passage
 from btr.errors import InputError
+from btr.fid import FiD
 from btr.reader import Reader
 from btr.skim import Skim
 from btr.span import SpanReader
@@ -34,15 +35,101 @@ def chosen(answer: Answer) -> list[int]:
     return [n for n, part in enumerate(answer.token_evidence) if part.any()]
 
 
+@pytest.fixture(params=["span", "t5", "bert-fid"])
+def pair(request: pytest.FixtureRequest) -> tuple[Reader, Reader]:
+    """A reader that can prune and the same one that cannot, of each family."""
+    names = {
+        "span": ("pruning_reader", "span_reader"),
+        "t5": ("pruning_t5", "tiny_reader"),
+        "bert-fid": ("pruning_writer", "writing_reader"),
+    }[request.param]
+    one, other = (request.getfixturevalue(name) for name in names)
+    return one, other
+
+
 @pytest.mark.parametrize("question", QUESTIONS)
 @pytest.mark.parametrize("mode", ["binary", "float"])
 def test_all_or_none_is_plain_reading(
-    pruning_reader: Reader, span_reader: Reader, tiny_passages: list[Passage], question: str, mode: Any
+    pair: tuple[Reader, Reader], tiny_passages: list[Passage], question: str, mode: Any
 ) -> None:
-    plain = span_reader.answer(question, tiny_passages, mode)
+    pruning, whole = pair
+    plain = whole.answer(question, tiny_passages, mode)
     assert plain.read == len(tiny_passages)
     for prune in (0, 5, 6, 1000):
-        assert same(pruning_reader.answer(question, tiny_passages, mode, prune=prune), plain)
+        assert same(pruning.answer(question, tiny_passages, mode, prune=prune), plain)
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_mode_full_reads_what_the_bits_choose_as_if_nothing_was_kept(
+    pair: tuple[Reader, Reader], tiny_passages: list[Passage], question: str
+) -> None:
+    pruning, whole = pair
+    encoded = pruning.encode_passages(tiny_passages)
+    for prune in (1, 2, 4):
+        kept = chosen(pruning.answer(question, encoded, "binary", 8, prune=prune))
+        answer = pruning.answer(question, encoded, "full", 8, prune=prune)
+        assert chosen(answer) == kept and answer.mode == "full" and answer.read == prune
+        alone = whole.answer(question, [tiny_passages[n] for n in kept], "full", 8)
+        span = alone.span and replace(alone.span, passage=kept[alone.span.passage])
+        assert (answer.text, answer.tokens, answer.score, answer.span) == (alone.text, alone.tokens, alone.score, span)
+        assert answer.no_answer == alone.no_answer and answer.evidence[kept].tolist() == alone.evidence.tolist()
+        assert same(answer, pruning.answer(question, tiny_passages, "full", 8, prune=prune))
+        blank = replace(encoded, texts=("",) * 5)  # a store without texts has the tokens
+        assert pruning.answer(question, blank, "full", 8, prune=prune).tokens == answer.tokens
+    for prune in (0, 5, 1000):
+        assert same(
+            pruning.answer(question, tiny_passages, "full", 8, prune=prune),
+            whole.answer(question, tiny_passages, "full", 8),
+        )
+    with pytest.raises(InputError, match="the passages hold float states"):
+        pruning.answer(question, pruning.encode_passages(tiny_passages, "float"), "full", prune=2)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_pruned_t5_writes_what_the_passages_read_would_have_it_write(
+    pruning_t5: Reader, tiny_passages: list[Passage], question: str, merge: bool
+) -> None:
+    schedule = replace(pruning_t5.schedule("algorithm", 0.2), bits=0.3) if merge else None
+    for prune in (1, 2, 4):
+        answer = pruning_t5.answer(question, tiny_passages, "binary", 8, schedule, prune)
+        kept = chosen(answer)
+        assert answer.read == len(kept) == prune
+        alone = pruning_t5.answer(question, [tiny_passages[n] for n in kept], "binary", 8, schedule)
+        assert (answer.text, answer.tokens, answer.score) == (alone.text, alone.tokens, alone.score)
+        assert answer.evidence[kept].tolist() == alone.evidence.tolist()
+        assert len(answer.evidence) == 5 and np.delete(answer.evidence, kept).tolist() == [0.0] * (5 - prune)
+        ids, _ = pruning_t5.passage_ids([(p.title, p.text) for p in tiny_passages])
+        assert [len(part) for part in answer.token_evidence] == [len(row) for row in ids]
+
+
+def test_pruned_t5_knows_no_company(pruning_t5: Reader, tiny_passages: list[Passage]) -> None:
+    alone = [pruning_t5.answer(question, tiny_passages, "binary", 8, prune=2) for question in QUESTIONS]
+    turned = [pruning_t5.answer(question, tiny_passages[::-1], "binary", 8, prune=2) for question in QUESTIONS]
+    together = pruning_t5.answer_batch(QUESTIONS, [tiny_passages] * 3, "binary", 8, prune=2)
+    for one, other, third in zip(alone, turned, together, strict=True):
+        assert chosen(other) == [4 - n for n in reversed(chosen(one))] and chosen(third) == chosen(one)
+        assert third.tokens == one.tokens
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_t5_glances_as_its_whole_layer_does(pruning_t5: Reader, normed: bool) -> None:
+    model, question, k = pruning_t5.model, 6, pruning_t5.config.k
+    assert isinstance(model, FiD)
+    hidden, lengths = rows(pruning_t5, [30, 17, 7])
+    u = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(2)) if normed else model.join_norm(hidden)
+    encoder = model.t5.encoder
+    with torch.inference_mode():
+        found = model.glance(hidden.clone(), lengths, question, u if normed else None)
+        for r, n in enumerate(lengths.tolist()):
+            row, positions = slice(r, r + 1), torch.arange(n)[None]
+            bias = encoder.bias(positions, torch.ones(1, n, dtype=torch.bool))
+            state = encoder(hidden[row, :n].clone(), bias, k, k + 1, u[row, :n])[0, :question].mean(0)
+            unit = torch.nn.functional.normalize(u[r, :n], dim=1)
+            alike = (unit[:question] @ unit[question:].T).amax(1).mean()
+            # as many additions as the widest matrix has rows, in another order, in each of a layer's five products
+            assert found[r, :-1] == pytest.approx(state, abs=96 * 5 * EPS * float(state.abs().max()))
+            assert found[r, -1] == pytest.approx(float(alike), abs=64 * EPS)
 
 
 @pytest.mark.parametrize("prune", [1, 2, 4])
@@ -143,12 +230,8 @@ def test_readers_that_cannot_say_how_to_or_why_not(
 ) -> None:
     with pytest.raises(InputError, match=r"make it with: python -m btr\.train skim --reader FOLDER"):
         span_reader.answer(QUESTIONS[0], tiny_passages, "binary", prune=2)
-    with pytest.raises(InputError, match="generative reader prunes no passages"):
+    with pytest.raises(InputError, match=r"make it with: python -m btr\.train skim --reader FOLDER"):
         tiny_reader.answer(QUESTIONS[0], tiny_passages, "binary", prune=2)
-    with pytest.raises(InputError, match="generative reader prunes no passages"):
-        tiny_reader.skimmed(QUESTIONS[0], tiny_passages)
-    with pytest.raises(InputError, match="'full' has no first look"):
-        pruning_reader.answer(QUESTIONS[0], tiny_passages, "full", prune=2)
     assert [r.prunes for r in (pruning_reader, span_reader, tiny_reader)] == [True, False, False]
 
 
@@ -170,6 +253,20 @@ def test_folder_keeps_the_weights_as_long_as_they_fit(
     loaded.save_pretrained(tmp_path)
     (tmp_path / "kept").rename(tmp_path / "skim.safetensors")
     assert not Reader.from_pretrained(tmp_path).prunes
+
+
+def test_folder_of_a_t5_keeps_the_weights_as_long_as_they_fit(
+    pruning_t5: Reader, tiny_passages: list[Passage], tmp_path: Path
+) -> None:
+    pruning_t5.save_pretrained(tmp_path)
+    loaded = Reader.from_pretrained(tmp_path)
+    assert loaded.prunes and loaded.fingerprint == pruning_t5.fingerprint
+    assert same(*(r.answer(QUESTIONS[0], tiny_passages, "binary", 8, prune=2) for r in (pruning_t5, loaded)))
+    with torch.no_grad():
+        loaded.model.t5.decoder.layers[-1].cross.k.weight[0] += 1  # type: ignore[union-attr]
+    loaded.save_pretrained(tmp_path / "trained")
+    (tmp_path / "skim.safetensors").rename(tmp_path / "trained" / "skim.safetensors")
+    assert not Reader.from_pretrained(tmp_path / "trained").prunes
 
 
 def test_damaged_weights_are_refused(pruning_reader: Reader, tmp_path: Path) -> None:

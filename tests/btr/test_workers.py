@@ -120,8 +120,14 @@ def test_a_dry_run_tells_and_writes_nothing(
     manifest = Store.open(folder / "one").manifest
     assert told["passages"] == 300
     assert abs(told["tokens"] / manifest.tokens - 1) < 0.1
-    assert told["bytes"] > 0 and told["tokens_per_second"] > 0
+    assert told["bytes"] > 0 and told["encoder_tokens_per_second"] > told["tokens_per_second"] > 0
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_dry_run_needs_but_a_passage(tmp_path: Path, reader_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.jsonl").write_text('{"id": "1", "text": "an owl"}')
+    assert precompute.main([str(tmp_path / "one.jsonl"), "--reader", str(reader_folder), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["passages"] == 1
 
 
 def test_ray_comes_to_the_same_store(folder: Path, command: Callable[..., list[str]], content: str) -> None:

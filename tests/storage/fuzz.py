@@ -24,6 +24,8 @@ from btr.storage.record import decode_records, encode_records, read_record
 tests = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 SETTINGS = tests["make_settings"](passages_per_block=4)
 PASSAGES = tests["make_encoded"](range(200), tokens=(0, 40))
+assert PASSAGES.packed is not None
+PASSAGES.packed[::3], PASSAGES.scale[::3] = 0, 0  # of which nothing is written
 CODEBOOK = Codebook.learn(PASSAGES, SETTINGS.vocab_size)  # with a dictionary
 BLOCK = build_block(encode_records(PASSAGES.select(range(4)), SETTINGS, CODEBOOK), SETTINGS)
 NUMBERS = (0, 1, 0x7F, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)

@@ -138,14 +138,16 @@ def test_a_block_of_other_settings_is_refused(nine: Settings) -> None:
 text = st.text("a\0\u00e9\u6f22\U0001f600", max_size=5)
 
 
-@example(D=64, vocab_size=65536, passages=[])
+@example(D=64, vocab_size=65536, passages=[], empty=0.0)
+@example(D=64, vocab_size=65536, passages=[(5, "a", "", "")], empty=1.0)
 @given(
     D=st.sampled_from([1, 63, 64, 65, 768]),
     vocab_size=st.sampled_from([65536, 65537]),
     passages=st.lists(st.tuples(st.integers(0, 5), text.filter(bool), text, text), max_size=6),
+    empty=st.sampled_from([0.0, 0.7, 1.0]),
 )
 @given_settings(max_examples=60)
-def test_round_trip(D: int, vocab_size: int, passages: list[tuple[int, str, str, str]]) -> None:
+def test_round_trip(D: int, vocab_size: int, passages: list[tuple[int, str, str, str]], empty: float) -> None:
     lengths, ids, titles, texts = zip(*passages, strict=True) if passages else ((), (), (), ())
     n, m = len(lengths), sum(lengths)
     settings = Settings(
@@ -154,6 +156,11 @@ def test_round_trip(D: int, vocab_size: int, passages: list[tuple[int, str, str,
     rng = np.random.default_rng(n + m)
     bits = np.zeros((m, -(-D // 64) * 64), np.uint8)
     bits[:, :D] = rng.integers(0, 2, (m, D))
+    scale, gone = rng.standard_normal(m).astype(np.float16), rng.random(m) < empty
+    bits[gone], scale[gone & (rng.random(m) < 0.8)] = (
+        0,
+        0,
+    )  # without signs, most without a scale too: these are left out
     batch = Encoded(
         fingerprint="3f2a",
         D=D,
@@ -162,7 +169,7 @@ def test_round_trip(D: int, vocab_size: int, passages: list[tuple[int, str, str,
         texts=texts,
         lengths=np.array(lengths, np.int32),
         token_ids=rng.integers(0, vocab_size, m).astype(np.uint32),
-        scale=rng.standard_normal(m).astype(np.float16),
+        scale=scale,
         packed=np.packbits(bits, axis=1, bitorder="little").view(np.uint64),
     )
     codebook = Codebook.learn(batch.select(range(n // 2)), vocab_size)

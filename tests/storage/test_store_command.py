@@ -35,7 +35,7 @@ def test_info_is_an_aligned_table(store: Store, capsys: Capture) -> None:
     (store.path / "note").write_text("beside")
     assert command.main(["info", str(store.path)]) == 0
     text = capsys.readouterr().out
-    assert f"reader   readers/base {store.manifest.fingerprint}, k = 9, D = 65" in text
+    assert f"reader   readers/base {store.manifest.fingerprint}, k = 9, 65 bits a token" in text
     assert "corpus   my corpus: 20 passages" in text
     table = text[text.index("part ") :].splitlines()[:10]
     assert len({len(line) for line in table}) == 1, table
@@ -94,3 +94,17 @@ def test_verify_of_a_file_that_is_not_lmdb(store: Store, capsys: Capture) -> Non
     data.write_bytes(bytes(data.stat().st_size))
     assert command.main(["verify", str(store.path)]) == 2
     assert "data.mdb: " in capsys.readouterr().err
+
+
+def test_latency_is_measured_and_changes_nothing(store: Store, write: Callable[..., Path], capsys: Capture) -> None:
+    before = {file: file.read_bytes() for file in store.path.rglob("*") if file.is_file()}
+    assert command.main(["latency", str(store.path), "--passages", "5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["passages"] == 5 and found["tokens_a_passage"] > 0
+    assert all(found[name] > 0 for name in ("open", "first_passage_cold", "cold", "warm"))
+    assert found["warm_most"] >= found["warm"]
+    assert {file: file.read_bytes() for file in store.path.rglob("*") if file.is_file()} == before
+    assert command.main(["latency", str(store.path)]) == 0  # of 20 passages all
+    assert "20 passages drawn at random" in capsys.readouterr().out
+    assert command.main(["latency", str(write(store.path.with_name("none"), count=0))]) == 2
+    assert "holds no passages" in capsys.readouterr().err

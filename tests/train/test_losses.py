@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from statistics import mean
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from transformers import T5ForConditionalGeneration
 from btr.fid import FiD
 from btr.train.losses import (
     answers_loss,
+    copying_loss,
     cross_loss,
     distillation_loss,
     pointing,
@@ -23,6 +25,7 @@ from btr.train.losses import (
     span_loss,
     task_loss,
     top_tokens,
+    within,
 )
 
 MakeReader = Callable[..., FiD]
@@ -78,6 +81,28 @@ def test_cross_loss_of_a_weight_that_vanished_is_finite() -> None:
     assert math.isclose(loss.item(), 0.5 * math.log(0.5) + 0.5 * math.log(0.5 / 1e-9), rel_tol=1e-6)
     loss.backward()
     assert torch.isfinite(student.grad).all()
+
+
+def test_copying_loss_is_of_the_places_where_the_whole_answer_stands() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 3, (4, 30), generator=generator)
+    ids[:, :6] = -1
+    labels = torch.full((4, 5), -100)
+    for b, n in enumerate((1, 2, 4, 0)):
+        labels[b, : n + 1] = torch.tensor([*[0, 1, 2, 1][:n], 9])
+    ids[2, 26:] = torch.tensor([0, 1, 2, 1])  # to the very end, whose beginning comes after it in a ring
+    ids[1, 29], ids[1, 6] = 0, 1
+    looked = torch.rand(4, 5, 30, generator=generator).softmax(-1)
+    found = []
+    for b, row in enumerate(labels.tolist()):
+        answer = row[: row.index(9)]
+        begins = [j for j in range(31 - len(answer)) if ids[b, j : j + len(answer)].tolist() == answer]
+        for s in range(len(answer)):
+            found += [-math.log(sum(float(looked[b, s, j + s]) for j in begins))] if begins else []
+    assert len(found) == 7 and math.isclose(copying_loss(looked, ids, labels).item(), mean(found), rel_tol=1e-6)
+    assert copying_loss(looked, ids, torch.full_like(labels, -100)) == 0
+    assert copying_loss(looked[:, :, :3], ids[:, :3], labels) == 0  # a memory shorter than the answers may be
+    assert copying_loss(looked, ids, torch.full_like(labels, 7)) == 0
 
 
 def test_pointing_shares_one_among_all_rows_of_a_question() -> None:
@@ -247,3 +272,13 @@ def test_rate_falls_where_the_token_tells_the_bits() -> None:
         loss.backward()
         optimiser.step()
     assert loss < 0.1
+
+
+def test_targets_move_inwards_to_what_is_read() -> None:
+    pointable = torch.tensor([[1, 0, 0, 1, 1, 0], [1, 0, 1, 0, 0, 1]]).bool()  # one question, two rows
+    targets = torch.tensor([[[1, 4], [3, 5], [0, 0], [8, 10], [9, 10], [-1, -1]]])
+    expected = [[[3, 4], [3, 4], [0, 0], [8, 8], [11, 11], [-1, -1]]]  # of 9, 10 nothing is read: the next that is
+    assert within(targets, pointable).tolist() == expected
+    assert torch.equal(within(targets, torch.ones_like(pointable)), targets)
+    two = within(torch.tensor([[[1, 2]], [[1, 3]]]), pointable)  # two questions of a row: places are their own
+    assert two.tolist() == [[[3, 3]], [[2, 2]]]

@@ -11,13 +11,14 @@ from torch import Tensor
 from transformers import BertForQuestionAnswering, T5EncoderModel, T5ForConditionalGeneration
 from transformers import T5Config as HFConfig
 
+from btr.checkpoint import configured
 from btr.config import MODES, Mode
 from btr.errors import InputError
 from btr.fid import FiD
 from btr.names import t5_tensors
 from btr.reader import Reader
 from btr.span import SpanReader
-from btr.train.losses import distillation_loss, passage_tokens, top_tokens
+from btr.train.losses import distillation_loss, passage_tokens, pointing, span_loss, top_tokens, within
 from btr.train.objectives import build_objective, decode_looking, point, read_extractive, read_generative
 from btr.train.stages import LOSSES, STAGES, Stage
 
@@ -32,6 +33,7 @@ POINTABLE = PASSAGE | (torch.arange(11)[None] == 0)
 TARGETS = torch.tensor([[[5, 6], [16, 16]], [[0, 0], [-1, -1]]])  # of the first question in both rows; of the second no
 GENERATIVE, EXTRACTIVE = (IDS, LENGTHS, ASKED, LABELS), (IDS, LENGTHS, ASKED, TARGETS, POINTABLE)
 ALL = dict.fromkeys(LOSSES, 1.0)
+DECODERS = ("cross", "copying")  # losses of a decoder
 
 
 @pytest.fixture
@@ -142,8 +144,9 @@ def test_objective_learns_from_a_teacher_or_not_at_all(make_reader: MakeReader, 
 
 
 def test_span_reader_has_no_decoder_to_learn_from(span: SpanReader) -> None:
-    with pytest.raises(InputError, match="the loss 'cross' is of a decoder, and a span reader has none; leave it out"):
-        build_objective(span, stage_of(cross=1.0))
+    for name in DECODERS:
+        with pytest.raises(InputError, match=f"the loss '{name}' is of a decoder, and a span reader has none; leave"):
+            build_objective(span, stage_of(**{name: 1.0}))
 
 
 def test_stage_chooses_the_gradient_of_the_signs(make_reader: MakeReader) -> None:
@@ -168,7 +171,7 @@ def test_teacher_of_itself_has_nothing_to_teach(make_reader: MakeReader, span: S
 
 
 def test_teacher_gets_no_gradient(make_reader: MakeReader, span: SpanReader, other: SpanReader) -> None:
-    weights = {name: 1.0 for name in LOSSES if name != "cross"}
+    weights = {name: 1.0 for name in LOSSES if name not in DECODERS}
     for student, teacher, inputs, stage in (
         (make_reader(), make_reader(seed=1), GENERATIVE, stage_of(**ALL)),
         (span, other, EXTRACTIVE, stage_of(**weights)),
@@ -189,6 +192,23 @@ def test_span_task_is_the_probability_of_the_targets(span: SpanReader) -> None:
         expected -= math.log(sum(float(p[a] * q[b]) for a, b in places)) / 2
     found = build_objective(span, stage_of(task=1.0))(span, None, EXTRACTIVE, "float")["task"]
     assert math.isclose(found, expected, rel_tol=1e-5)
+
+
+@torch.no_grad()
+def test_unread_tokens_are_no_places_for_an_answer(span: SpanReader, other: SpanReader) -> None:
+    first = IDS.view(-1)[TARGETS[0, 0, 0]].item()
+    student = configured(span, replace(span.config, unread=(first,)))
+    assert isinstance(student, SpanReader)
+    rows = student.rows(*EXTRACTIVE[:3], "float")
+    assert rows.read is not None
+    allowed = POINTABLE & rows.read
+    moved = within(TARGETS, allowed)
+    assert not torch.equal(moved, TARGETS)
+    start, end = (pointing(x, allowed, 2) for x in student.point(rows.memory))
+    found = build_objective(student, stage_of(task=1.0, answers=1.0))(student, other, EXTRACTIVE, "float")
+    assert torch.isclose(found["task"], span_loss(start, end, moved)) and 0 < float(found["answers"]) < 100
+    whole = build_objective(student, stage_of(task=1.0))(student, None, EXTRACTIVE, "full")["task"]
+    assert torch.equal(whole, build_objective(span, stage_of(task=1.0))(span, None, EXTRACTIVE, "full")["task"])
 
 
 @torch.no_grad()
@@ -246,7 +266,7 @@ def test_objective_compiles_in_one_piece(
     make_reader: MakeReader, span: SpanReader, other: SpanReader, generative: bool
 ) -> None:
     student, teacher = (make_reader(), make_reader(seed=1)) if generative else (span, other)
-    weights = {name: 1.0 for name in LOSSES if generative or name != "cross"}
+    weights = {name: 1.0 for name in LOSSES if generative or name not in DECODERS}
     inputs = GENERATIVE if generative else EXTRACTIVE
     objective = build_objective(student, stage_of(**weights))
 

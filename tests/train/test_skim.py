@@ -43,18 +43,31 @@ def test_fitted_reader_reads_first_what_it_would_have_quoted(
     assert after == pytest.approx(before, rel=1e-3, abs=1e-4)  # the first lines of three files are all that is read
 
 
-@pytest.mark.parametrize("kind", ["generative", "few"])
+def test_fitted_t5_reads_first_what_it_would_have_looked_at(
+    tiny_reader: Reader, tiny_passages: list[Passage], tmp_path: Path
+) -> None:
+    tiny_reader.save_pretrained(tmp_path / "reader")
+    questions = write(tmp_path / "q.jsonl", QUESTIONS, tiny_passages)
+    assert main(["skim", "--reader", str(tmp_path / "reader"), "--questions", questions]) == 0
+    reader = Reader.from_pretrained(tmp_path / "reader")
+    for question in QUESTIONS:
+        whole = reader.answer(question, tiny_passages, "binary", 16)
+        scores = reader.skimmed(question, tiny_passages)[1]
+        assert scores.exp().numpy() == pytest.approx(whole.evidence, rel=1e-5)
+        [read] = [
+            n for n, part in enumerate(reader.answer(question, tiny_passages, "binary", prune=1).evidence) if part
+        ]
+        assert scores.max() - scores[read] <= RIDGE * (scores.max() - scores.min())
+
+
 def test_what_cannot_be_fitted_is_one_line(
-    kind: str, reader_folder: Path, span_reader: Reader, tiny_passages: list[Passage], tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    span_reader.save_pretrained(tmp_path / "span")
-    folder = reader_folder if kind == "generative" else tmp_path / "span"
+    span_reader: Reader, tiny_passages: list[Passage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    span_reader.save_pretrained(tmp_path)
     questions = write(tmp_path / "q.jsonl", QUESTIONS, tiny_passages[:1])
-    assert main(["skim", "--reader", str(folder), "--questions", questions]) == 2
+    assert main(["skim", "--reader", str(tmp_path), "--questions", questions]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1
-    assert ("generative reader prunes no passages" if kind == "generative" else "no question has two passages") in said
-    assert not (folder / "skim.safetensors").exists()
+    assert said.startswith("error: ") and said.count("\n") == 1 and "no question has two passages" in said
+    assert not (tmp_path / "skim.safetensors").exists()
     assert main(["skim", "--reader", "no/such", "--questions", questions]) == 2
     assert "no/such: no such folder" in capsys.readouterr().err

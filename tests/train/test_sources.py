@@ -178,13 +178,13 @@ def test_claims_and_choices_are_learnt_as_they_are_asked(
         for labels in values(draw(step))[3]:
             found.add(tiny_tokenizer.decode([token for token in labels if token > 1]))
     assert {answer.strip() for answer in found} == answers
-    with pytest.raises(InputError, match="which only T5 readers learn"):
+    with pytest.raises(InputError, match="which only readers that write learn"):
         draws(tiny_tokenizer, True, "--questions", path)
 
 
 def test_what_a_family_cannot_learn_is_refused(tokenizer: Tokenizer) -> None:
     for name, extractive in (("unanswerable", False), ("blanks", True), ("corruption", True)):
-        with pytest.raises(InputError, match=f"--{name} is for {'T5' if extractive else 'BERT'} readers"):
+        with pytest.raises(InputError, match=f"--{name} is for readers that {'write' if extractive else 'quote'}"):
             draws(tokenizer, extractive, "--text", CORPUS, f"--{name}", "0.5")
 
 

@@ -34,7 +34,10 @@ def test_losses_without_weight_are_not_computed() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"weights": {"taks": 1.0}}, r"a loss is called 'taks'; known: task, distillation, answers, cross, recovery"),
+        (
+            {"weights": {"taks": 1.0}},
+            r"a loss is called 'taks'; known: task, distillation, answers, cross, copying, recovery",
+        ),
         ({"weights": {"task": -1.0}}, r"the weight of 'task' is -1.0; give 0 or more"),
         ({"weights": {"task": float("nan")}}, r"the weight of 'task' is nan; give 0 or more"),
         ({"distill": "some"}, r"distill is 'some'; known: off, all, top"),

@@ -254,6 +254,7 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "no split to answer by": (["reader", *NEW, "--text", CORPUS, "--default-mode", "binary"], "k = 0; pass --k"),
     "k too large": (["binarized", *NEW, "--text", CORPUS, "--k", "4"], "k is 4, the encoder has 4 layers"),
     "k negative": (["binarized", *NEW, "--text", CORPUS, "--k", "-1"], "k is -1"),
+    "unread": (["reader", "--reader", "{bert}", "--text", CORPUS, "--unread", "the xyzzy"], "'xyzzy' is no token"),
     "batch": (["reader", *NEW, "--text", CORPUS, "--batch", "0"], "--batch is 0; give at least 1"),
     "rate": (["reader", *NEW, "--text", CORPUS, "--learning-rate", "nan"], "--learning-rate is nan; give at least 0"),
     "share": (["reader", *NEW, "--text", CORPUS, "--blanks", "1.5"], "--blanks is 1.5; give a share between 0 and 1"),
@@ -278,10 +279,10 @@ ERRORS: dict[str, tuple[list[str], str]] = {
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_mistake_is_one_line(
-    name: str, tokenizer_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, tokenizer_file: Path, bert_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv, expected = ERRORS[name]
-    argv = [argument.format(tmp=tmp_path, words=tokenizer_file) for argument in argv]
+    argv = [argument.format(tmp=tmp_path, words=tokenizer_file, bert=bert_folder) for argument in argv]
     if argv[0] in STAGES:
         argv = [argv[0], "--out", str(tmp_path / "run"), "--steps", "3", *argv[1:]]
     assert main(argv) == 2

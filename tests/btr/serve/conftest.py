@@ -88,7 +88,7 @@ class FakeIndex:
 class FakeReader:
     """Answer "Ada Berg", with most evidence in the passage that comes second; keep what it was asked.
 
-    `during` is called for every batch, and `gate` holds it up while it is shut.
+    `during` is called for every batch, `gate` holds it up before its first words and `end` after the last, while shut.
     """
 
     D = bits = D
@@ -102,8 +102,10 @@ class FakeReader:
         self.batches: list[list[str]] = []
         self.span: Span | None = None
         self.during: Callable[[], object] = lambda: None
-        self.gate = threading.Event()
+        self.pieces: tuple[str, ...] = ()  # words told before the answer
+        self.gate, self.end = threading.Event(), threading.Event()
         self.gate.set()
+        self.end.set()
 
     def answer_batch(
         self,
@@ -113,10 +115,15 @@ class FakeReader:
         max_new_tokens: int,
         merge: object,
         prune: int,
+        listener: Any = None,
     ) -> list[SimpleNamespace]:
         self.batches.append(list(questions))
         self.during()
         assert self.gate.wait(WAIT)
+        for b in range(len(questions)):
+            for words in self.pieces:
+                listener.words(b, words)
+        assert self.end.wait(WAIT)
         return [self.answer(*pair, mode, max_new_tokens) for pair in zip(questions, sources, strict=True)]
 
     def answer(self, question: str, source: Any, mode: str, max_new_tokens: int) -> SimpleNamespace:
@@ -124,7 +131,7 @@ class FakeReader:
         count = len(source)
         evidence = np.full(count, 0.4 / max(count - 1, 1), np.float32)
         evidence[min(1, count - 1)] = 0.6
-        timings = {"tokenize": 0.001, "expand": 0.002, "encode": 0.003, "merge": 0.004, "decode": 0.005}
+        timings = {"tokenize": 0.001, "expand": 0.002, "look": 0.006, "encode": 0.003, "merge": 0.004, "decode": 0.005}
         attention = [np.zeros(TOKENS, np.float32)] * count
         return SimpleNamespace(
             text="Ada Berg", score=-0.25, timings=timings, mode=mode, evidence=evidence, token_evidence=attention,

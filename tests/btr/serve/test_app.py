@@ -60,7 +60,7 @@ def test_quotation_is_cited_by_its_place(kit: Any, port: int, reader: Any) -> No
 def test_answer_says_what_it_cost(kit: Any, port: int) -> None:
     reply = kit.ask(port)
     assert list(reply["timings"]) == [
-        "queue", "retrieve", "load", "tokenize", "expand", "encode", "merge", "decode", "total",
+        "queue", "retrieve", "load", "tokenize", "expand", "look", "encode", "merge", "decode", "total",
     ]  # fmt: skip
     assert reply["timings"]["encode"] == 0.003
     assert all(seconds > 0 for seconds in reply["timings"].values())

@@ -92,6 +92,39 @@ def test_next_answer_sees_what_was_put_replaced_and_deleted(
         assert list(kept.verify()) == []
 
 
+def test_long_text_is_divided_and_what_it_was_before_makes_room(kit: Any, live: tuple[Desk, int]) -> None:
+    made, port = live
+    before = made.service.library.store
+
+    def text(*counts: int) -> str:
+        return " ".join(f"otter{part}" for part, count in enumerate(counts) for _ in range(count))
+
+    def kept() -> dict[str, str]:
+        with Store.open(before.path) as store:
+            assert list(store.verify()) == []
+            return {name: store.get([name]).texts[0] for name in store.ids() if name.startswith("long")}
+
+    def counts(reply: dict[str, int]) -> list[int]:
+        return [reply[name] for name in ("added", "replaced", "same", "deleted", "passages")]
+
+    three = {f"long:{part}": text(*[100 * (n == part) for n in range(3)]) for part in range(3)}
+    assert counts(put(kit, port, {"id": "long", "text": "short at first"})[2]) == [1, 0, 0, 0, 5]
+    assert counts(put(kit, port, {"id": "long", "text": text(100, 100, 100)})[2]) == [3, 0, 0, 1, 7]
+    assert kept() == three and found(kit, port, "otter1") == ["long:1"]
+    assert counts(put(kit, port, {"id": "long", "text": text(100, 100, 100)})[2]) == [0, 0, 3, 0, 7]
+    assert counts(put(kit, port, {"id": "long", "text": text(100, 90)})[2]) == [0, 1, 1, 1, 6]
+    assert kept()["long:1"] == three["long:1"].rsplit(" ", 10)[0] and len(kept()) == 2
+    clash = put(kit, port, {"id": "long", "text": text(100, 100)}, {"id": "long:1", "text": "of another"})
+    assert clash[0] == 400 and "is that of a passage and of a piece of a longer one" in clash[2]["error"]["message"]
+    assert counts(put(kit, port, {"id": "long", "text": "short again"})[2]) == [1, 0, 0, 2, 5]
+    assert kept() == {"long": "short again"}
+    put(kit, port, *({"id": f"long:{n}", "text": f"chapter {n}, of its own"} for n in range(2)))
+    assert counts(put(kit, port, {"id": "long", "text": "and again"})[2]) == [0, 1, 0, 0, 7]
+    assert kit.send(port, "DELETE", "/v1/passages/long")[2]["deleted"] == 1 and len(kept()) == 2
+    put(kit, port, {"id": "long", "text": text(100, 100)})
+    assert kit.send(port, "DELETE", "/v1/passages/long")[2]["deleted"] == 2 and kept() == {}
+
+
 def test_bits_are_those_that_the_reader_makes(kit: Any, live: tuple[Desk, int], span_reader: Reader) -> None:
     made, port = live
     put(kit, port, NEW)

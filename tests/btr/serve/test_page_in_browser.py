@@ -43,9 +43,11 @@ class Page:
         return self.browser.find_elements("css selector", selector)
 
     def wait(self, true: Any) -> None:
+        from selenium.common.exceptions import StaleElementReferenceException
         from selenium.webdriver.support.ui import WebDriverWait
 
-        WebDriverWait(self.browser, 60).until(lambda _: true())
+        gone = [StaleElementReferenceException]  # drawn anew while it was looked at
+        WebDriverWait(self.browser, 60, ignored_exceptions=gone).until(lambda _: true())
 
     def ask(self, question: str) -> None:
         box = self.find("#question")
@@ -69,6 +71,28 @@ def test_question_is_answered_with_marked_evidence(page: Page, kit: Any) -> None
     assert [mark.text for mark in page.all("#passages li:first-child mark")] == ["Ada\n Berg", "ADA-BERG"]
     assert "960" in page.find("#facts").text  # bits: 3 passages of 5 tokens of 64
     assert "4 passages in the store, reader: double" in page.find("#about").text
+
+
+def test_words_are_seen_as_they_come(page: Page, reader: Any) -> None:
+    reader.gate.clear()
+    reader.end.clear()
+    reader.pieces = ("<b>ada", " Be")
+    page.find("#question").send_keys("Who?\n")
+    page.wait(lambda: page.find("#status").text.startswith("Reading 3 passages"))
+    reader.gate.set()
+    page.wait(lambda: page.find("#written").text == "<b>ada Be" and page.find("#status").text.startswith("Writing"))
+    reader.end.set()
+    page.wait(lambda: page.find("#answer").text == "Ada Berg" and not page.find("#written").text)
+
+
+def test_answer_that_broke_off_is_said(page: Page, reader: Any) -> None:
+    def fail() -> None:
+        raise RuntimeError("the reader fell over")
+
+    reader.during = fail
+    page.find("#question").send_keys("Who?\n")
+    page.wait(lambda: "fault" in page.find("#status").get_attribute("class"))
+    assert page.find("#status").text and page.find("#ask").is_enabled() and not page.find("#result").is_displayed()
 
 
 def test_script_in_a_passage_stays_text(page: Page) -> None:

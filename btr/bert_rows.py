@@ -1,0 +1,38 @@
+"""How readers with a BERT take text in: `[CLS] question [SEP] title [SEP] text [SEP]`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from btr.errors import InputError
+
+
+class BertRows:
+    """Text as the rows of a BERT."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.encode_special_tokens = True  # "[SEP]" in a passage is text
+        self.tokenizer = tokenizer
+        cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+        if cls is None or sep is None:
+            raise InputError("the tokenizer has no [CLS] or no [SEP], as BERT's have; copy the one it was made with")
+        self.cls, self.sep = cls, sep
+
+    def question_ids(self, question: str) -> list[int]:
+        """Tokenize a question as `[CLS] … [SEP]`."""
+        return [self.cls, *self.tokenizer.encode(question, add_special_tokens=False).ids, self.sep]
+
+    def passage_ids(self, passages: Sequence[tuple[str, str]], limit: int) -> tuple[list[list[int]], int]:
+        """Tokenize (title, text) as `title [SEP] text [SEP]`, the title in at most a quarter; and count those cut."""
+        titles = self.tokenizer.encode_batch([title for title, _ in passages], add_special_tokens=False)
+        texts = self.tokenizer.encode_batch([text for _, text in passages], add_special_tokens=False)
+        begun = [[*title.ids[: limit // 4], self.sep] for title in titles]
+        rows = [[*begin, *text.ids, self.sep] for begin, text in zip(begun, texts, strict=True)]
+        return [row if len(row) <= limit else [*row[: limit - 1], self.sep] for row in rows], sum(
+            len(row) > limit for row in rows
+        )
+
+    def begins(self, ids: np.ndarray) -> int:
+        """Return where the text begins among the tokens of a passage."""
+        return int(np.argmax(ids == self.sep)) + 1
