@@ -14,13 +14,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ROOMS := btr kernels storage train
 
 .DEFAULT_GOAL := help
-.PHONY: serve test check types format bench clean help
+.PHONY: serve test test-all check types format bench clean help
 
 serve: $(VENV)/installed corpus.btr  ## answer questions from the sample corpus, in the browser and over HTTP
 	$(BIN)/python -m btr.serve
 
 test: $(VENV)/installed  ## run the whole test suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --durations=10
+
+test-all: $(VENV)/installed-dev  ## run it with what some tests skip without: plots, accelerate, Ray, a browser, clients
+	$(PIP) install -q -e ".[test,dev,all-tests]"
+	NO_SKIPS=1 $(BIN)/python -m pytest -q -rs --durations=10
 
 check: $(VENV)/installed-dev types  ## lint, formatting and types
 	$(BIN)/ruff check .
@@ -48,7 +52,7 @@ clean:  ## remove what was built, and the sample store; rm -rf .venv starts the 
 	find $(ROOMS) tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 10
 
 $(VENV)/installed: setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "btr needs Python 3.11 or newer, this is " \

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import BertWordPieceTokenizer, Tokenizer, models
+from tokenizers import Tokenizer, models
 
 from btr.corpus import Passage
 from btr.errors import InputError
@@ -25,11 +25,9 @@ UNTITLED = ("", "Egypt lies on the Nile.", True)
 
 
 @pytest.fixture(scope="module")
-def pieces(
-    passages: list[Passage], make_wordpiece: Callable[[Iterable[str], int], BertWordPieceTokenizer]
-) -> Tokenizer:
+def pieces(passages: list[Passage], make_wordpiece: Callable[[Iterable[str], int], Tokenizer]) -> Tokenizer:
     """A WordPiece tokenizer, lower-cased, of the sample corpus."""
-    return Tokenizer.from_str(make_wordpiece((f"{p.title} {p.text}" for p in passages), 600).to_str())
+    return make_wordpiece((f"{p.title} {p.text}" for p in passages), 600)
 
 
 def told(batch: SpanBatch, tokenizer: Tokenizer, question: int) -> Iterator[str]:

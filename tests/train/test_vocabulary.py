@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel
 
 from btr.corpus import Passage
@@ -21,7 +21,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 @pytest.fixture(scope="module")
 def bert(
     passages: list[Passage],
-    make_wordpiece: Callable[[Iterable[str], int], BertWordPieceTokenizer],
+    make_wordpiece: Callable[[Iterable[str], int], Tokenizer],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A tiny BERT with a head for pieces and some 700 pieces, four of which nothing uses."""
