@@ -4,27 +4,33 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-# The newest torch that the tests were run with bounds the range. On Linux a plain `torch` may bring several GB of CUDA
-# libraries to a machine without a GPU; on a machine with one, or for another build, say which, e.g.
-#   make test TORCH=torch        make test TORCH=~/Downloads/torch-2.13.0-cp312-cp312-linux_x86_64.whl
+# The newest torch that the tests were run with bounds the range. On Linux PyPI's torch brings several GB of CUDA libraries,
+# so PyTorch's own index of CPU builds is asked as well, whose version numbers (2.13.0+cpu) go before PyPI's. For a GPU:
+#   make serve TORCH_INDEX=        another build: make serve TORCH=~/Downloads/torch-2.13.0-cp312-cp312-linux_x86_64.whl
 TORCH ?= torch>=2.9,<2.14
+ifeq ($(shell uname -s),Linux)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+endif
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ROOMS := btr kernels storage train
 
 .DEFAULT_GOAL := help
-.PHONY: serve test test-all check types format bench clean help
+.PHONY: serve test test-all test-oldest check types format bench clean help
 
 serve: $(VENV)/installed corpus.btr  ## answer questions from the sample corpus, in the browser and over HTTP
 	$(BIN)/python -m btr.serve
 
-test: $(VENV)/installed  ## run the whole test suite
-	$(BIN)/python -m pytest -q --durations=10
+test: $(VENV)/installed-test  ## run the whole test suite
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10
 
 test-all: $(VENV)/installed-dev  ## run it with what some tests skip without: plots, accelerate, Ray, a browser, clients
 	$(PIP) install -q -e ".[test,dev,all-tests]"
-	NO_SKIPS=1 $(BIN)/python -m pytest -q -rs --durations=10
+	NO_SKIPS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -rs --durations=10
+
+test-oldest: $(VENV)-oldest/installed  ## run the suite with the oldest versions that setup.py admits, but for torch
+	$(VENV)-oldest/bin/python -m pytest -q -n 2 --dist loadfile
 
 check: $(VENV)/installed-dev types  ## lint, formatting and types
 	$(BIN)/ruff check .
@@ -57,11 +63,21 @@ help:  ## this list
 $(VENV)/installed: setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "btr needs Python 3.11 or newer, this is " \
 	  + sys.version.split()[0] + "; choose another with: make PYTHON=python3.12")'
+	@echo "Setting up $(VENV), once: torch and what btr needs, some 400 MB to fetch"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q "$(TORCH)"
+	$(PIP) install "$(TORCH)" $(addprefix --extra-index-url ,$(TORCH_INDEX))
+	$(PIP) install -e .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
 	$(PIP) install -q -e ".[test]"
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
+$(VENV)/installed-dev: $(VENV)/installed-test
 	$(PIP) install -q -e ".[test,dev]"
+	@touch $@
+
+$(VENV)-oldest/installed: setup.py tests/oldest.txt
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install "$(TORCH)" $(addprefix --extra-index-url ,$(TORCH_INDEX)) -c tests/oldest.txt -e ".[test]"
 	@touch $@

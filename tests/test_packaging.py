@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import btr
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"btr": "btr", "btr/kernels": "kernels", "btr/storage": "storage", "btr/train": "train"}  # in the wheel: here
 SHIPPED = (
@@ -85,3 +87,12 @@ def test_folder_kernels_is_not_taken_for_the_package_of_that_name() -> None:
     code = "from transformers.utils import is_kernels_available; print(is_kernels_available())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_folder_that_holds_the_clone_is_no_trap(tmp_path: Path) -> None:
+    """Import and run btr where a folder named btr is found first: the clone itself."""
+    (tmp_path / "btr").symlink_to(ROOT)
+    code = "import btr, btr.kernels, btr.train; from btr import Passage; print(btr.__all__ == sorted(btr.__all__))"
+    for words, shown in ((["-c", code], "True\n"), (["-m", "btr", "--version"], btr.__version__)):
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and shown in done.stdout, done.stderr
