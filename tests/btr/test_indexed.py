@@ -178,6 +178,8 @@ MOUNTS = """\
 40 22 0:36 / /net rw - nfs4 server:/export rw
 41 40 0:37 / /net/with\\040space rw - fuse.sshfs host: rw
 42 22 0:38 / /netlocal rw - tmpfs tmpfs rw
+43 22 0:39 / /mnt/données rw - nfs4 server:/e rw
+44 22 0:40 / /mnt/a\\134b rw - nfs server:/f rw
 """
 
 
@@ -188,6 +190,8 @@ MOUNTS = """\
         ("/net/s", "nfs4", True),
         ("/net/with space/s", "fuse.sshfs", True),
         ("/netlocal/s", "tmpfs", False),
+        ("/mnt/données/x", "nfs4", True),
+        ("/mnt/a\\b/x", "nfs", True),
     ],
 )
 def test_network_file_systems_are_told(path: str, kind: str, warned: bool) -> None:
