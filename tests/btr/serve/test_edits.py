@@ -18,8 +18,9 @@ import pytest
 from btr import indexed, precompute
 from btr.corpus import Passage
 from btr.reader import Reader
-from btr.serve import Desk, Library, Service, Settings, desk
+from btr.serve import Desk, Library, Service, Settings, desk, edits
 from btr.serve.keys import Keys
+from btr.serve.schema import Removal, UpsertRequest
 from btr.storage import Store
 from btr.storage.living import edit
 
@@ -153,6 +154,8 @@ def test_off_unless_enabled_and_behind_keys(kit: Any, folder: Path, store: Path,
         ([NEW, {"id": "b", "text": " \n"}], 400, "blank_passage"),
         ([{"id": " ", "text": "a"}], 400, "blank_passage"),
         ([{"id": "é" * 256, "text": "a"}], 400, "invalid_value"),
+        ([{"id": "a\nb", "text": "a"}], 400, "invalid_value"),
+        ([{"id": "a\x85", "text": "a"}], 400, "invalid_value"),
         ([NEW | {"id": str(n)} for n in range(11)], 400, "out_of_range"),
         ([], 422, "malformed"),
         ([{"id": "a"}], 422, "malformed"),
@@ -168,6 +171,21 @@ def test_bad_passages_change_nothing(
     got, _, reply = put(kit, live[1], *passages)
     assert (got, reply["error"]["code"]) == (status, code)
     assert Store.open(live[0].service.library.store.path).manifest == before
+
+
+def test_an_edit_costs_what_is_read_of_it(folder: Path, store: Path) -> None:
+    service = make_desk(folder, store).service
+    most = service.reader.config.max_passage_tokens
+
+    def cost(*texts: str) -> int:
+        passages = [{"id": str(n), "title": "abcd", "text": text} for n, text in enumerate(texts)]
+        return edits.edit_cost(service, UpsertRequest.model_validate({"passages": passages}))
+
+    assert cost("abcdefgh") == 3 + 4
+    assert cost("x" * 100_000) == most  # one word: one passage, cut
+    assert cost(" ".join(["salt"] * 300)) == 3 * (503 // 4 + 4)  # pieces of 100 words, all read
+    assert cost("x" * 100_000, "abcdefgh") == most + 7
+    assert edits.edit_cost(service, Removal(id="p1")) == 0
 
 
 def test_last_passage_stays(kit: Any, live: tuple[Desk, int]) -> None:
