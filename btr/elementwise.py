@@ -1,4 +1,5 @@
-"""Activations and norms of bfloat16 on CPUs, in place and in one pass over memory; PyTorch's own results, to the bit.
+"""Activations and norms of bfloat16 on CPUs, in place and in one pass over memory: GELU to the bit as PyTorch's own,
+RMSNorm but for the last place of a few values, since its squares are summed in another order.
 
 Used where no gradient is asked for: there new memory and further passes over it cost more than the arithmetic.
 """

@@ -4,6 +4,7 @@ Shapes: N passages, R rows of a batch, T row tokens, Q question tokens, M tokens
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from btr.model import Model
 
 BATCH_TOKENS = 2048  # tokens of a batch in the encoder, padding counted: what it makes on the way stays in the caches
 PADDING = 256  # of them padding: more than this takes longer than another batch
+FEW = 160  # rows of a product below which it depends on the threads: up to 147 of them do with 64 threads
 
 
 def length_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -32,6 +34,24 @@ def length_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         batch.append(i)
     if batch:
         yield batch
+
+
+@contextmanager
+def steady(tokens: int) -> Iterator[None]:
+    """Compute the products of so many rows as if torch had one thread, if they are few.
+
+    MKL divides few rows otherwise among threads, and sums in another order: a bit, once in a while, would depend on
+    how many there are, and with it what a store holds on the number of workers.
+    """
+    threads = torch.get_num_threads()
+    if tokens >= FEW or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def pad(ids: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:

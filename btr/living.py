@@ -12,7 +12,7 @@ from btr.errors import InputError
 from btr.progress import Progress, say
 from btr.reader import Reader
 from btr.shards import Job, Source, encode_chunk, jobs, write_shards
-from btr.storage import BadPassage, Shard
+from btr.storage import BadPassage, Manifest, Shard
 from btr.storage.living import Editor, compact
 from btr.storage.shard import SHARD, ShardWriter, finished_shard
 from btr.storage.view import Reading
@@ -112,9 +112,9 @@ def held(reading: Reading, passage_id: str, words: int) -> list[int]:
     return [*([] if whole is None else [whole]), *(pieces if cut else [])]
 
 
-def words_of(editor: Editor) -> int:
-    """Return how many words the store's passages were cut to."""
-    return int(editor.manifest.options.get("words") or 100)
+def words_of(manifest: Manifest) -> int:
+    """Return how many words the passages of a store were cut to."""
+    return int(manifest.options.get("words") or 100)
 
 
 def put(editor: Editor, reader: Reader, passages: Sequence[Passage]) -> dict[str, int]:
@@ -129,7 +129,7 @@ def put(editor: Editor, reader: Reader, passages: Sequence[Passage]) -> dict[str
         StoreError: the store cannot be written, or a piece has the id of another passage.
     """
     _check_reader(editor, reader)
-    found, words = Found(editor.manifest.ordinals), words_of(editor)
+    found, words = Found(editor.manifest.ordinals), words_of(editor.manifest)
     whole = [piece for passage in passages for piece in divide(passage, words)]
     if twice := [name for name, times in Counter(passage.id for passage in whole).items() if times > 1]:
         raise BadPassage(f"the id {twice[0][:80]!r} is that of a passage and of a piece of a longer one; rename one")

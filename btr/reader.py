@@ -27,7 +27,7 @@ from btr.errors import InputError
 from btr.extractive import Extractive
 from btr.fid import FiD
 from btr.generative import BertGenerative, Generative
-from btr.layout import Halves, MergedRows, first_look, in_batches, length_batches, pad
+from btr.layout import Halves, MergedRows, first_look, in_batches, length_batches, pad, steady
 from btr.merge import Preset, Schedule
 from btr.model import Model
 from btr.rebuild import known, read_later, rebuilt
@@ -227,12 +227,12 @@ class Reader:
         hidden = torch.zeros(len(tokens), self.D, dtype=self.model.dtype)
         for i, states in self._lower(ids):
             hidden[offsets[i] : offsets[i + 1]] = states
-        signs, scale = self.model.keep(hidden, known(self.model, tokens, offsets[:-1]))
+        with steady(len(tokens)):
+            signs, scale = self.model.keep(hidden, known(self.model, tokens, offsets[:-1]))
         unread = torch.from_numpy(~read_later(self.model, tokens))
         signs[unread], scale[unread] = False, 0
         binary = mode == "binary"
-        texts = ((p.id, p.title, p.text) for p in passages)
-        names, titles, contents = zip(*texts, strict=True) if len(passages) else ((), (), ())
+        names, titles, contents = (tuple(getattr(p, name) for p in passages) for name in ("id", "title", "text"))
         return Encoded(
             self.fingerprint, self.bits if binary else self.D, names, titles, contents, lengths, tokens,
             round_scale(scale).numpy(),
@@ -245,7 +245,8 @@ class Reader:
         """Yield (index, residual stream (T, D) after layer k) of each token sequence, batched by length."""
         for batch in length_batches([len(row) for row in ids], layout.BATCH_TOKENS):
             rows, lengths = self._padded([ids[i] for i in batch])
-            hidden = self.model.lower(rows, lengths, passage=True)
+            with steady(rows.numel()):
+                hidden = self.model.lower(rows, lengths, passage=True)
             yield from ((i, hidden[r, : len(ids[i])]) for r, i in enumerate(batch))
 
     def _padded(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

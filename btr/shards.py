@@ -1,7 +1,8 @@
 """Write shards: a part of a corpus in, its bits out.  The unit of work of all workers, on one machine or many.
 
 A shard depends on its part of the corpus alone: batches begin anew in each, and within it every CHUNK passages. So
-whoever writes it, and however often he was killed, it has the same content.
+whoever writes it, with however many threads, and however often he was killed, it has the same content; on a CPU of
+another kind, or with another torch, a bit may differ where a sum has another last digit.
 """
 
 import itertools

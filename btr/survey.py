@@ -12,7 +12,7 @@ from btr.corpus import Passage, Tally, read_passages
 from btr.duplicates import Duplicates
 from btr.errors import InputError
 from btr.progress import Progress
-from btr.storage.format import id_key
+from btr.storage.format import new_key
 
 SAMPLE = 256  # passages, or up to twice as many, from which the size is estimated
 CHANGED = "the corpus changed while it was read; leave it as it is, and start afresh with --no-resume"
@@ -63,7 +63,7 @@ class Corpus:
         digest, sample, stride, report = hashlib.sha256(), [], 1, Progress("checked", 0, None)
         duplicates, tally, unwanted = Duplicates(folder), Tally(), []
         for number, passage in enumerate(self.read(tally)):
-            for part in (id_key(passage.id), passage.title.encode(), passage.text.encode()):
+            for part in (new_key(passage.id), passage.title.encode(), passage.text.encode()):
                 digest.update(b"%d:%b" % (len(part), part))
             duplicates.add(passage.id)
             if leave_out is not None and leave_out(passage):

@@ -5,6 +5,7 @@ import os
 import signal
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -68,8 +69,15 @@ class _Pool:
         process = self.spawn.Process(target=work, args=(theirs, self.source, self.threads), daemon=True)
         process.start()
         theirs.close()
-        mine.send(job)
-        self.working.append(_Worker(process, mine, job))
+        worker = _Worker(process, mine, job)
+        self.working.append(worker)
+        self._hand(worker, job)
+
+    def _hand(self, worker: _Worker, job: Job) -> None:
+        """Give a worker a shard; of one that has died meanwhile the pipe tells next, and the shard is another's."""
+        worker.job = job
+        with suppress(BrokenPipeError, ConnectionResetError):
+            worker.pipe.send(job)
 
     def _listen(self, worker: _Worker, waiting: deque[Job]) -> None:
         try:
@@ -84,8 +92,7 @@ class _Pool:
             return
         self.done[worker.job.name] = message
         if waiting:
-            worker.job = waiting.popleft()
-            worker.pipe.send(worker.job)
+            self._hand(worker, waiting.popleft())
         else:
             self._dismiss(worker)
 

@@ -6,6 +6,7 @@ All integers are little-endian.  Checksums are CRC-32 as in gzip and PNG (polyno
 import hashlib
 import struct
 import typing
+import unicodedata
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -112,6 +113,20 @@ def id_key(passage_id: str) -> bytes:
             f"passage id {passage_id[:60]!r} has {len(key)} bytes of UTF-8, 1 to {MAX_ID_BYTES} are allowed"
         )
     return key
+
+
+def new_key(passage_id: str) -> bytes:
+    """Return the key of a passage that is to come in, as `id_key`; such ids as nobody could ask for are refused.
+
+    Raises:
+        BadPassage: as `id_key`, or there is a control character, as a line break is: no list of ids, one a line, nor an
+            address could name it.
+    """
+    found = next((c for c in passage_id if unicodedata.category(c) == "Cc"), None)
+    if found is not None:
+        cure = "take it out, ids are one line"
+        raise BadPassage(f"passage id {passage_id[:60]!r} has a control character, U+{ord(found):04X}; {cure}")
+    return id_key(passage_id)
 
 
 def utf8(text: str, what: str, passage_id: str) -> bytes:

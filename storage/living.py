@@ -99,6 +99,8 @@ class Editor:
             for shard in manifest.shards:
                 used[shard.name].append(shard)
         for folder in (self.path / SHARDS).iterdir():
+            if folder.is_symlink() or not folder.is_dir():  # somebody else's, such as .DS_Store
+                continue
             if folder.name in used:
                 for file in stale_bitmaps(folder, used[folder.name]):
                     file.unlink()

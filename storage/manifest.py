@@ -165,6 +165,11 @@ def building_path(path: Path) -> Path:
     return path.with_name(path.name + ".building")
 
 
+def beside(path: Path) -> Path:
+    """Return where a store is built anew while the one at `path`, which may hold more than its corpus, stays."""
+    return path.with_name(f"{path.name}.new")
+
+
 def precompute_command(path: Path, settings: Settings, reader: str) -> str:
     """Return the command that builds the store at `path` as it was, with this reader; "" is the one that is shipped."""
     words = [settings.corpus or "CORPUS", *(["--reader", reader] if reader else []), "--store", str(path)]
@@ -278,10 +283,10 @@ def parse_manifest(path: Path, data: Any) -> Manifest:
         )
     if version == 1:
         corpus, reader = (data.get(name) if isinstance(data.get(name), str) else "" for name in ("corpus", "reader"))
-        words = [corpus or "CORPUS", *(["--reader", reader] if reader else []), "--store", str(path), "--overwrite"]
+        words = [corpus or "CORPUS", *(["--reader", reader] if reader else []), "--store", str(beside(path))]
         raise NotAStore(
             f"store {path} has format 1, which was never released and which this btr does not read; "
-            f"rebuild it with: python -m btr.precompute {' '.join(map(shlex.quote, words))}"
+            f"build it anew, beside this one, with: python -m btr.precompute {' '.join(map(shlex.quote, words))}"
         )
     try:
         return Manifest.from_json(data)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from .deletions import delete_records
+from .deletions import delete_records, stale_bitmaps
 from .disk import ROOM, check_room, disk_errors
 from .environment import DATA
 from .errors import Corrupt, ReaderMismatch
@@ -50,6 +50,9 @@ def merge(
         for place, shard in enumerate(shards):
             if shard.deleted == shard.passages:
                 shutil.rmtree(building.folder(place))
+                continue
+            for file in stale_bitmaps(building.folder(place), [shard]):
+                file.unlink()
         return building.finish([shard for shard in shards if shard.deleted < shard.passages], created_by)
 
 
@@ -63,6 +66,13 @@ def _settings(views: Sequence[View]) -> Settings:
                     f"store {view.path} has {name} {theirs}, store {views[0].path} {mine}: only stores that one reader "
                     "built in one way can be merged"
                 )
+        mine, theirs = first.options.get("text"), view.manifest.options.get("text")
+        if (mine is False) != (theirs is False):
+            bare, other = (views[0], view) if mine is False else (view, views[0])
+            raise ReaderMismatch(
+                f"store {bare.path} keeps no texts, store {other.path} does: a store has all of them or none; build "
+                "one of them as the other, with --no-text or without"
+            )
     hashes = "".join(view.manifest.content_hash for view in views)
     return replace(first.settings, corpus_hash=hashlib.sha256(hashes.encode()).hexdigest()[:16])
 
@@ -76,24 +86,29 @@ def _copy(view: View, number: int, building: Building, place: int) -> Shard:
     shard, target = view.manifest.shards[number], building.folder(place)
     source = view.folder(shard)
     copied = building.shard(place, whole=True)
-    if copied is not None and copied.data_hash == shard.data_hash:
-        return copied
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    shutil.copyfile(source / DATA, target / DATA)
-    with open(target / DATA, "rb") as file:
-        os.fsync(file.fileno())
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = "" if copied is None else copied.data_hash
+    if found != shard.data_hash:
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        found = _copy_file(source / DATA, target / DATA)
     if found != shard.data_hash:
         raise Corrupt(
             f"store {view.path}, shard {shard.name}: data_hash is {found}, the manifest says {shard.data_hash}; "
-            f"mend it with: {view.cure()}"
+            f"{view.cure()}"
         )
-    if shard.deleted:
-        shutil.copyfile(source / shard.deletions_file, target / shard.deletions_file)
+    if shard.deleted:  # also to what was copied by a killed run: the store may have changed since
+        _copy_file(source / shard.deletions_file, target / shard.deletions_file)
     shard = replace(shard, name=target.name)
     write_json(target / SHARD, {"shard": asdict(shard), "source": dict(shard_source(source))})
     return shard
+
+
+def _copy_file(source: Path, target: Path) -> str:
+    """Copy a file, bring it to the disk, and return the SHA-256 of what is there."""
+    shutil.copyfile(source, target)
+    with open(target, "rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _drop_duplicates(views: Sequence[View], shards: list[Shard], building: Building) -> list[Shard]:

@@ -1,10 +1,12 @@
 """Warn of stores on network file systems, where LMDB's memory maps may break: the files can change under them."""
 
 import os
+import re
 import warnings
 from pathlib import Path
 
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "gpfs", "glusterfs", "beegfs", "ncpfs"}
+_OCTAL = re.compile(r"\\([0-7]{3})")
 MOUNTS = Path("/proc/self/mountinfo")  # of Linux; elsewhere nothing is told
 
 
@@ -20,7 +22,7 @@ def file_system(path: Path, mounts: str) -> str:
         fields = before.split()
         if not dash or len(fields) < 5:
             continue
-        point = fields[4].encode().decode("unicode_escape", "replace")  # a space is written \040
+        point = _OCTAL.sub(lambda found: chr(int(found[1], 8)), fields[4])  # a space is written \040
         inside = real == point or real.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(found):  # the later of two mounts at one place hides the earlier
             found, kind = point, after.split()[0]
@@ -36,7 +38,7 @@ def is_network(kind: str) -> bool:
 def warn_of_network(path: Path) -> None:
     """Warn if the store at `path` lies on a network file system."""
     try:
-        kind = file_system(path, MOUNTS.read_text(encoding="utf-8", errors="replace"))
+        kind = file_system(path, MOUNTS.read_text(encoding="utf-8", errors="surrogateescape"))
     except OSError:
         return
     if is_network(kind):

@@ -1,6 +1,7 @@
 """Read a store: a directory with `manifest.json` and shards, each an LMDB environment that never changes."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -9,7 +10,7 @@ import numpy as np
 
 from .encoded import Encoded
 from .errors import ReaderMismatch, UnknownId
-from .manifest import MANIFEST, SHARDS, Manifest, precompute_command
+from .manifest import MANIFEST, SHARDS, Manifest, beside, precompute_command
 from .network import warn_of_network
 from .record import decode_records
 from .verify import verify
@@ -41,9 +42,11 @@ class Store:
         store = cls(path, View.open(Path(path).absolute()))
         made_by = store.manifest.fingerprint
         if fingerprint is not None and fingerprint != made_by:
+            own = f"with --reader {shlex.quote(store.manifest.reader)}" if store.manifest.reader else "without --reader"
             raise ReaderMismatch(
                 f"store {store.path} was built by reader {made_by} ({store.manifest.reader or 'shipped with btr'}), "
-                f"this reader is {fingerprint}; rebuild with: {precompute_command(store.path, store.manifest, reader)}"
+                f"this reader is {fingerprint}; open it {own}, or build another beside it for this reader with: "
+                f"{precompute_command(beside(store.path), store.manifest, reader)}"
             )
         warn_of_network(store.path)
         return store
@@ -81,10 +84,13 @@ class Store:
         """
         if self._view.is_current():
             return False
-        view = View.open(self.path)
-        before, self._view = self.manifest, view
+        view, before = View.open(self.path), self.manifest
         if before.fingerprint != view.manifest.fingerprint:
-            raise ReaderMismatch(f"store {self.path} was replaced by one of reader {view.manifest.fingerprint}")
+            raise ReaderMismatch(
+                f"store {self.path} was replaced by one of reader {view.manifest.fingerprint}, it was of "
+                f"{before.fingerprint}; open it again, with that reader"
+            )
+        self._view = view
         return before != view.manifest
 
     def get(self, ids: Sequence[str]) -> Encoded:

@@ -32,10 +32,10 @@ class _Shard:
             with open(self.view.folder(self.shard) / DATA, "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            yield f"{self.name}: {error.strerror}; mend it with: {self.view.cure()}"
+            yield f"{self.name}: {error.strerror}; {self.view.cure()}"
             return
         if found != self.shard.data_hash:
-            yield f"{self._difference('data_hash', found)}; mend it with: {self.view.cure()}"
+            yield f"{self._difference('data_hash', found)}; {self.view.cure()}"
         try:
             self.view.snapshot(self.number).txn.abort()
         except Corrupt as error:

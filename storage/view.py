@@ -12,7 +12,7 @@ import numpy as np
 from .deletions import read_deletions
 from .environment import DATA, Environment, Snapshot, shared_environment
 from .errors import Corrupt, StoreError, WrongLength
-from .manifest import MANIFEST, SHARDS, Manifest, Shard, lock_manifest, precompute_command
+from .manifest import MANIFEST, SHARDS, Manifest, Shard, beside, lock_manifest, precompute_command
 from .record import Record
 
 
@@ -81,14 +81,12 @@ class View:
         file = self.folder(shard) / DATA
         found = file.stat().st_size if file.is_file() else 0
         if found != shard.data_bytes:
-            raise WrongLength(
-                f"{file} has {found} bytes, the manifest says {shard.data_bytes}; copy shard {shard.name} again, "
-                f"or mend it with: {self.cure()}"
-            )
+            raise WrongLength(f"{file} has {found} bytes, the manifest says {shard.data_bytes}; {self.cure()}")
 
     def cure(self) -> str:
-        """Return the command that mends a damaged shard."""
-        return precompute_command(self.path, self.manifest, self.manifest.reader) + " --overwrite"
+        """Say what to do about a damaged shard: nothing that deletes what the others hold."""
+        command = precompute_command(beside(self.path), self.manifest, self.manifest.reader)
+        return f"copy the shard again from where it is sound, or build the store anew, beside this one, with: {command}"
 
     def snapshot(self, number: int) -> Snapshot:
         """Begin to read a shard.

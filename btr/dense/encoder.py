@@ -24,7 +24,7 @@ from btr.bert import Bert
 from btr.checkpoint import digest, load_tokenizer, tensors, write
 from btr.config import BertConfig, ConfigError
 from btr.errors import InputError
-from btr.layout import length_batches, pad
+from btr.layout import length_batches, pad, steady
 from btr.names import bert_tensors, fit_bert
 from btr.weights import read_json, read_tensors, resolve
 
@@ -138,7 +138,8 @@ class Encoder:
         vectors = np.empty((len(ids), self.dimension), np.float32)
         for batch in length_batches([len(row) for row in ids], BATCH_TOKENS):
             rows, lengths = pad([ids[i] for i in batch], self.model.bert.config.pad_token_id)
-            vectors[batch] = self.model(rows, lengths).numpy()
+            with steady(rows.numel()):
+                vectors[batch] = self.model(rows, lengths).numpy()
         return vectors
 
     def save(self, folder: Path, facts: dict[str, Any] | None = None) -> None:

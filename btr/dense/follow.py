@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -50,15 +51,17 @@ def check_shards(folder: Path, covered: Shards, passages: int, there: Shards) ->
     """Refuse an index whose ordinals are no longer its store's.
 
     Raises:
-        InputError: a shard that it was built from, up to `passages`, has been written anew.
+        InputError: a shard that it was built from, up to `passages`, was written anew or is gone, or it names none.
     """
+    cure = f"build it again with: python -m btr.retrieve build {folder.parent} --retriever ENCODER --no-resume"
+    if sum(count for _, count in covered) < passages:
+        raise InputError(f"{folder}: does not say which shards of a store its {passages:,} passages are of; {cure}")
     start = 0
-    for was, now in zip(covered, there, strict=False):
-        if start < passages and was != now:
-            raise InputError(
-                f"{folder}: passages of its store have moved since it was built; build it again with: "
-                f"python -m btr.retrieve build {folder.parent} --retriever ENCODER --no-resume"
-            )
+    for was, now in zip_longest(covered, there):
+        if start >= passages:
+            break
+        if was != now:
+            raise InputError(f"{folder}: passages of its store have moved since it was built; {cure}")
         start += was[1]
 
 

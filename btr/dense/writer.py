@@ -83,6 +83,8 @@ class DenseWriter:
             raise InputError(f"{folder}: not an index, it holds {min(strange)}; give an empty or a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         if found is None:
+            for name in others:  # of a run killed before it could say how far it was: nobody knows what they hold
+                (folder / name).unlink()
             return cls(folder, plan, 0)
         check_plan(folder, found["plan"], plan)
         writer = cls(folder, plan, int(found["passages"]))

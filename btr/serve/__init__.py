@@ -25,6 +25,7 @@ from btr.serve.server import Server, bind, raise_file_limit, refusal
 from btr.serve.service import Service
 from btr.serve.settings import DEFAULT_STORE, Settings, parse
 from btr.storage import Store, StoreError
+from btr.storage.manifest import read_manifest
 
 __all__ = ["AnswerRequest", "Desk", "Library", "RequestError", "Service", "Settings", "create_app", "main"]
 
@@ -56,11 +57,21 @@ def check(settings: Settings) -> Keys:
 
 
 def load(settings: Settings) -> Service:
-    """Load the reader, open the store it made and the store's index."""
-    name = settings.reader
-    reader = Reader.from_pretrained(name, dtype=settings.dtype)
-    if not reader.config.k:  # a plain T5: the store knows where it was split
-        reader = Reader.from_pretrained(name, k=Store.open(settings.store).manifest.k, dtype=settings.dtype)
+    """Load the reader, by default the one that the store names, open the store it made and the store's index."""
+    manifest = read_manifest(settings.store.absolute())
+    name = settings.reader or manifest.reader or None
+    try:
+        reader = Reader.from_pretrained(name, dtype=settings.dtype)
+        if not reader.config.k:  # a plain T5: the store knows where it was split
+            reader = Reader.from_pretrained(name, k=manifest.k, dtype=settings.dtype)
+    except InputError as error:
+        if settings.reader or name is None:
+            raise
+        cure = "say with --reader where it is now"
+        raise InputError(
+            f"store {settings.store} was built by reader {name}, not to be loaded ({error}); {cure}"
+        ) from error
+    settings = settings.model_copy(update={"reader": name})
     library = Library.open(settings.store, reader, name or "")
     model = Path(name).resolve().name if name and Path(name).is_dir() else reader.name
     service = Service(reader, library, settings, model=model)

@@ -105,7 +105,7 @@ class Desk:
             [
                 (one, service.cost(one), service.kind(one), min(most, one.timeout or most))
                 if isinstance(one, AnswerRequest)
-                else (one, edit_cost(one), object(), most)  # read with nothing else
+                else (one, edit_cost(service, one), object(), most)  # read with nothing else
                 for one in asked
             ],
             tell,

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from time import perf_counter
 
-from btr.corpus import Passage
+from btr.corpus import Passage, divide
 from btr.dense.fusion import DENSE
 from btr.dense.index import is_finished
 from btr.dense.writer import read_state
@@ -14,7 +14,7 @@ from btr.living import held, put, tidy, words_of
 from btr.serve.schema import Edit, EditResponse, Removal, RequestError, UpsertRequest
 from btr.serve.service import CHARACTERS, Service, broken
 from btr.storage import BadPassage, Corrupt, DiskFull, StoreBusy, StoreError
-from btr.storage.format import id_key
+from btr.storage.format import new_key
 from btr.storage.living import Editor, edit
 
 _log = logging.getLogger("btr.serve")
@@ -39,7 +39,7 @@ def check_edit(service: Service, asked: Edit) -> None:
             name = "id" if passage.text.strip() else "text"
             raise RequestError(400, f"the {name} of passage {place} is blank", "blank_passage")
         try:
-            id_key(passage.id)
+            new_key(passage.id)
         except BadPassage as error:
             raise RequestError(400, str(error), "invalid_value") from None
     twice = [name for name, times in Counter(passage.id for passage in asked.passages).items() if times > 1]
@@ -47,10 +47,12 @@ def check_edit(service: Service, asked: Edit) -> None:
         raise RequestError(400, f"the id {twice[0][:80]!r} comes twice", "duplicate_id")
 
 
-def edit_cost(asked: Edit) -> int:
-    """Estimate the passage tokens to be encoded."""
-    passages = asked.passages if isinstance(asked, UpsertRequest) else ()
-    return sum(len(passage.title + passage.text) // CHARACTERS + 4 for passage in passages)
+def edit_cost(service: Service, asked: Edit) -> int:
+    """Estimate the passage tokens to be encoded: of each piece of a long text, no more than the reader reads."""
+    most, words = service.reader.config.max_passage_tokens, words_of(service.library.store.manifest)
+    given = asked.passages if isinstance(asked, UpsertRequest) else ()
+    pieces = [piece for p in given for piece in divide(Passage(p.id, p.title, p.text), words)]
+    return sum(min(most, len(piece.title + piece.text) // CHARACTERS + 4) for piece in pieces)
 
 
 def apply_edit(service: Service, asked: Edit) -> EditResponse:
@@ -78,7 +80,7 @@ def apply_edit(service: Service, asked: Edit) -> EditResponse:
 
 def _delete(editor: Editor, passage_id: str) -> dict[str, int]:
     with editor.view.read() as reading:
-        ordinals = held(reading, passage_id, words_of(editor))
+        ordinals = held(reading, passage_id, words_of(editor.manifest))
     if not ordinals:
         raise RequestError(404, f"the store has no passage {passage_id[:80]!r}", "unknown_id")
     if editor.manifest.passages == len(ordinals):

@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BTR_", env_ignore_empty=True, extra="forbid", frozen=True)
 
     store: Path = Field(Path(DEFAULT_STORE), description="the store to answer from")
-    reader: str | None = Field(None, description="folder or hub id of the reader; default: the bundled one")
+    reader: str | None = Field(None, description="folder or hub id of the reader; default: the store's own")
     dtype: DType = Field("float32", description="precision of the reader; bfloat16 is faster on CPUs that have it")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="0 takes a free one")

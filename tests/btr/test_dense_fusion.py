@@ -12,6 +12,7 @@ from btr import store as store_command
 from btr.corpus import Passage
 from btr.dense.calibrate import choose, effect
 from btr.dense.encoder import Encoder
+from btr.dense.follow import shards_of
 from btr.dense.fusion import Choice, fuse, keep, open_retriever
 from btr.dense.writer import DenseWriter, Plan
 from btr.errors import InputError
@@ -146,6 +147,7 @@ def test_store_that_grew_is_searched_by_what_is_known(
     assert precompute.main([write("c", PASSAGES), "--reader", str(reader_folder), "--store", str(path)]) == 0
     encoder = Encoder.from_pretrained(str(encoder_folder))
     writer = DenseWriter.create_or_resume(path / "dense", Plan(str(encoder_folder), encoder.fingerprint, 64))
+    writer.shards = shards_of(Store.open(path).manifest.shards)
     writer.append(PASSAGES, encoder)
     writer.finish()
     Choice("hybrid").write(path)
@@ -164,6 +166,7 @@ def test_store_that_grew_is_searched_by_what_is_known(
     again = open_retriever(Store.open(path), tail=tail, before=then)
     assert [tail.vectors[part] is vectors for part, vectors in known.items()] == [True]  # not embedded again
     whole = DenseWriter.create_or_resume(path / "dense", Plan(str(encoder_folder), encoder.fingerprint, 64))
+    whole.shards = shards_of(Store.open(path).manifest.shards)
     whole.append([Passage("5", "", "a heron of iron")], encoder)
     whole.finish()
     built = open_retriever(Store.open(path), "dense", tail=tail, before=again)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from btr import kernels
 from btr.corpus import Passage
 from btr.dense import writer
 from btr.dense.encoder import Encoder
+from btr.dense.follow import check_shards
 from btr.dense.index import Dense
 from btr.dense.quantize import Quantizer, learn_rotation
-from btr.dense.writer import DenseWriter, Plan
+from btr.dense.writer import DenseWriter, Plan, Shards, rewrite
 from btr.errors import InputError
 
 D = 64
@@ -221,6 +223,57 @@ def test_finished_index_takes_more(tmp_path: Path, plan: Plan, encoder: Encoder)
 def test_kill_before_the_first_write_starts_afresh(tmp_path: Path, plan: Plan) -> None:
     DenseWriter.create_or_resume(tmp_path / "dense", plan).append_vectors(draw(13, 40))
     assert DenseWriter.create_or_resume(tmp_path / "dense", plan).held == 0
+
+
+@pytest.mark.parametrize("change", [{}, {"fingerprint": "another"}, {"codes": 2, "floats": False}])
+def test_what_a_run_wrote_before_it_said_how_much_is_dropped(
+    tmp_path: Path, plan: Plan, change: dict[str, Any]
+) -> None:
+    killed = DenseWriter.create_or_resume(tmp_path / "dense", plan)
+    killed.append_vectors(draw(20, 150))
+    (tmp_path / "dense" / "progress.json").unlink()  # as if it had died a line earlier
+    plan = replace(plan, **change)
+    whole = fill(tmp_path / "whole", plan, draw(21, 130))
+    assert contents(fill(tmp_path / "dense", plan, draw(21, 130))) == contents(whole)
+
+
+def test_an_index_written_anew_is_not_the_one_that_was_opened(tmp_path: Path, plan: Plan, encoder: Encoder) -> None:
+    opened = Dense.open(fill(tmp_path / "dense", plan, draw(22, 120)), encoder)
+    assert opened.is_current()
+    rewrite(tmp_path / "dense", np.arange(110), [])
+    assert not opened.is_current()
+    again = Dense.open(tmp_path / "dense", encoder)
+    assert again.is_current()
+    (tmp_path / "dense" / "progress.json").write_text("{}")  # one that is being added to
+    assert not again.is_current()
+
+
+A, B = ("aa", 100), ("bb", 20)  # content and passages of shards
+
+
+@pytest.mark.parametrize(
+    ("covered", "passages", "there"),
+    [
+        ([A, B], 120, [("cc", 100), B]),  # written anew
+        ([A, B], 120, [A]),  # gone: all of it was deleted
+        ([A, B], 120, [B, A]),
+        ([A, B], 101, [A, ("bb", 21)]),
+        ([], 120, [A, B]),  # of a corpus, or by a version that named none
+        ([A], 120, [A, B]),
+        ([A], 100, []),
+    ],
+)
+def test_shards_that_are_no_longer_those_of_the_index_are_told(
+    tmp_path: Path, covered: Shards, passages: int, there: Shards
+) -> None:
+    with pytest.raises(InputError, match=r"build it again.* --no-resume"):
+        check_shards(tmp_path, covered, passages, there)
+
+
+def test_what_the_store_got_later_does_not_matter(tmp_path: Path) -> None:
+    check_shards(tmp_path, [A], 100, [A, B])
+    check_shards(tmp_path, [A, B], 100, [A, ("cc", 3)])  # the second was not embedded yet
+    check_shards(tmp_path, [], 0, [A])
 
 
 def test_other_plan_is_refused(tmp_path: Path, plan: Plan) -> None:

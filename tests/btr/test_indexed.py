@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from btr import precompute
+from btr import indexed, precompute
 from btr import store as command
 from btr.corpus import Passage
 from btr.errors import InputError
 from btr.indexed import StaleIndex, Tail, open_index
 from btr.storage import NetworkFileSystem, Store, network
+from btr.storage.living import compact, edit
 
 Capture = pytest.CaptureFixture[str]
 
@@ -99,6 +100,31 @@ def test_tail_finds_what_the_index_does_not_know(path: Path, monkeypatch: pytest
     assert read == []  # its words were known
 
 
+def test_tail_finds_what_a_compaction_moved_and_has_read_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = path / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"shard_passages": 4}))  # so that none are joined
+    for name, bird in (("x", "stork"), ("y", "crane")):
+        corpus = write(path.with_name(name), {f"{name}{n}": f"{bird}{n}" for n in range(3)})
+        assert command.main(["add", str(path), corpus]) == 0
+    tail = Tail()
+
+    def search(question: str) -> list[str]:
+        store = Store.open(path)
+        index = open_index(store, tail)
+        assert index is not None
+        return list(store.at(index.search([question], 9)[0][0]).ids)
+
+    assert (search("stork2"), search("crane1")) == (["x2"], ["y1"])
+    with edit(path) as editor:
+        editor.commit(editor.delete([12]))
+        assert compact(editor, 1) == (1, 12)
+    read: list[tuple[int, int]] = []
+    words = indexed.read_words
+    monkeypatch.setattr(indexed, "read_words", lambda store, *ends: read.append(ends) or words(store, *ends))
+    assert (search("stork2"), search("crane1"), search("stork0")) == (["x2"], ["y1"], [])
+    assert read == [(12, 14)]  # what was written anew; the other shard stands one place before
+
+
 def test_tail_keeps_to_its_limit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two"):
         assert command.main(["add", str(path), write(path.with_name(name), {name: "stork", f"{name}2": "crane"})]) == 0
@@ -120,8 +146,8 @@ def test_compact_takes_the_index_away(path: Path) -> None:
 
 def test_an_index_of_another_store_is_refused(path: Path) -> None:
     data = json.loads((path / "manifest.json").read_text())
-    for indexed, message in ((5, "has 12 passages, the store says 5"), (0, "is no longer that of store")):
-        (path / "manifest.json").write_text(json.dumps({**data, "indexed": indexed}))
+    for known, message in ((5, "has 12 passages, the store says 5"), (0, "is no longer that of store")):
+        (path / "manifest.json").write_text(json.dumps({**data, "indexed": known}))
         with pytest.raises(InputError, match=message), Store.open(path) as store:
             open_index(store)
 
@@ -178,6 +204,8 @@ MOUNTS = """\
 40 22 0:36 / /net rw - nfs4 server:/export rw
 41 40 0:37 / /net/with\\040space rw - fuse.sshfs host: rw
 42 22 0:38 / /netlocal rw - tmpfs tmpfs rw
+43 22 0:39 / /mnt/données rw - nfs4 server:/e rw
+44 22 0:40 / /mnt/a\\134b rw - nfs server:/f rw
 """
 
 
@@ -188,6 +216,8 @@ MOUNTS = """\
         ("/net/s", "nfs4", True),
         ("/net/with space/s", "fuse.sshfs", True),
         ("/netlocal/s", "tmpfs", False),
+        ("/mnt/données/x", "nfs4", True),
+        ("/mnt/a\\b/x", "nfs", True),
     ],
 )
 def test_network_file_systems_are_told(path: str, kind: str, warned: bool) -> None:

@@ -1,19 +1,27 @@
 """Several workers write one store: the same as one does, and none of them is needed to the end."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from btr import precompute
-from btr.storage import Store
+from btr import precompute, workers
+from btr.errors import InputError
+from btr.reader import Reader
+from btr.shards import Source, jobs, write_shard
+from btr.storage import Shard, Store
+from btr.survey import Corpus, Cursor
 
 WAIT = 300  # seconds
 
@@ -90,6 +98,38 @@ def test_workers_and_driver_killed_come_to_the_same_store(
     with Store.open(folder / "two") as store:
         assert store.manifest.content_hash == content
         assert list(store.verify()) == []
+
+
+class Deadly(dict[str, Shard]):
+    """Take shards, and kill whoever wrote the first while he waits for the next."""
+
+    def __setitem__(self, name: str, shard: Shard) -> None:
+        super().__setitem__(name, shard)
+        if len(self) == 1:
+            (worker,) = multiprocessing.active_children()
+            os.kill(worker.pid or 0, signal.SIGKILL)
+            worker.join()
+
+
+def test_a_worker_killed_between_two_shards_is_replaced(
+    folder: Path, reader_folder: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus, settings = Corpus(str(folder / "made.jsonl"), 120, 100), Store.open(folder / "one").manifest.settings
+    work = jobs(corpus, 120, np.array([10]), settings, lambda number: tmp_path / f"0000{number}-00000000", True)
+    pool = workers._Pool(Source(str(reader_folder)), 1, lambda passages, tokens: None)
+    pool.done = Deadly()
+    done = pool.run(deque(work), 1)
+    assert [done[job.name].passages for job in work] == [59, 60]
+    assert f"the worker of shard {work[1].name} was killed by SIGKILL; another goes on" in capsys.readouterr().err
+
+
+def test_a_shard_is_of_the_reader_that_it_says(folder: Path, tiny_reader: Reader, tmp_path: Path, content: str) -> None:
+    corpus, settings = Corpus(str(folder / "made.jsonl"), 9, 100), Store.open(folder / "one").manifest.settings
+    other = replace(settings, fingerprint="91bc")
+    (job,) = jobs(corpus, 9, np.array([], np.int64), other, lambda number: tmp_path / "00000-00000000", True)
+    with pytest.raises(InputError, match=rf"the reader is {tiny_reader.fingerprint}, shard 00000-0+ is of 91bc"):
+        write_shard(job, tiny_reader, Cursor(corpus), lambda passages, tokens: None)
+    assert not (tmp_path / "00000-00000000").exists()
 
 
 def test_a_damaged_shard_of_a_killed_run_is_written_anew(

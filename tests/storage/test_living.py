@@ -1,5 +1,6 @@
 """A store that changes while it is read: all of a change or nothing, and nobody's view torn."""
 
+import fcntl
 import os
 import pickle
 import shutil
@@ -12,7 +13,8 @@ from runpy import run_path
 
 import pytest
 
-from btr.storage import Corrupt, DiskFull, Encoded, NotAStore, Store, StoreBusy, StoreError, UnknownId
+from btr.storage import Corrupt, DiskFull, Encoded, NotAStore, ReaderMismatch, Store, StoreBusy, StoreError, UnknownId
+from btr.storage.disk import take_lock
 from btr.storage.living import compact, edit
 
 Make = Callable[..., Encoded]
@@ -26,6 +28,9 @@ NUMBERS = {  # after each verb: which passages are there, by ascending ordinal
     "add": [*range(20), *range(100, 110)],
     "upsert": [*range(2, 20), 0, 1],
 }
+
+
+FINGERPRINT = "3f2a" * 16
 
 
 def ids(store: Store) -> list[str]:
@@ -143,6 +148,24 @@ def test_readers_keep_the_shards_they_look_at(store: Store, passages: Make, same
     assert ids(copy) == names(NUMBERS["delete"])
 
 
+def test_another_store_in_its_place_is_the_next_state_unless_of_another_reader(
+    store: Store, write: Write, passages: Make, same: Same
+) -> None:
+    store.at([0])
+    for number, (fingerprint, count) in enumerate([(store.manifest.fingerprint, 12), ("91bc", 15)]):
+        store.path.rename(store.path.with_name(f"away{number}"))
+        manifest = write(store.path, count=count) / "manifest.json"
+        manifest.write_text(manifest.read_text().replace(FINGERPRINT, fingerprint))
+        if fingerprint != "91bc":
+            assert store.refresh() and not store.refresh()
+        else:
+            for _ in range(2):  # told each time, for it does not look at the other store
+                with pytest.raises(ReaderMismatch, match="replaced by one of reader 91bc, it was of 3f2a"):
+                    store.refresh()
+        assert (len(store), store.manifest.fingerprint) == (12, FINGERPRINT)
+        same(store.at(range(12)), passages(range(12)))
+
+
 def test_another_process_keeps_them_too(store: Store) -> None:
     code = """
 import sys
@@ -177,6 +200,7 @@ def test_every_view_is_one_of_the_states_between_changes(store: Store) -> None:
     code = f"""
 import sys
 from runpy import run_path
+from btr.storage.disk import take_lock
 from btr.storage.living import edit
 make = run_path({str(SCRIPT)!r})
 for turn in range(12):
@@ -211,6 +235,35 @@ def test_one_writer_at_a_time(store: Store) -> None:
         assert done.returncode == 1 and "StoreBusy" in done.stderr
     change(str(store.path), "delete")
     assert not (store.path / "lock").exists()
+
+
+def test_a_lock_that_its_holder_deleted_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is opened, then deleted and made anew by others, then locked: that lock keeps nobody out."""
+    flock, others = fcntl.flock, list[int]()
+
+    def late(descriptor: int, operation: int) -> None:
+        if not others:
+            (tmp_path / "lock").unlink()
+            others.append(os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT))
+            flock(others[0], operation)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(StoreBusy):
+        take_lock(tmp_path)
+    os.close(others[0])
+    os.close(take_lock(tmp_path))
+
+
+def test_files_of_others_among_the_shards_stay(store: Store) -> None:
+    for name in (".DS_Store", "notes.txt"):
+        (store.path / "shards" / name).write_text("x")
+    (store.path / "shards" / "elsewhere").symlink_to(store.path.parent)
+    for verb in ("delete", "add", "compact"):
+        change(str(store.path), verb)
+    assert {".DS_Store", "notes.txt", "elsewhere"} < shards(store.path)
+    with Store.open(store.path) as changed:
+        assert (len(changed), list(changed.verify())) == (27, [])
 
 
 def test_what_is_no_store_is_not_locked(tmp_path: Path) -> None:
@@ -292,7 +345,7 @@ def test_a_full_disk_changes_nothing(store: Store, monkeypatch: pytest.MonkeyPat
 # Damage
 
 
-@pytest.mark.parametrize("content", [b"", b"\0\0\0", b"\xff\xff\xff"])
+@pytest.mark.parametrize("content", [b"", b"\0\0\0", b"\xff\xff\xff", b"\x07\0\0"])  # the last: three, but others
 def test_a_damaged_bitmap_is_named(store: Store, content: bytes) -> None:
     change(str(store.path), "delete")
     (file,) = store.path.rglob("*.deleted")

@@ -134,7 +134,7 @@ def test_a_store_of_format_1_says_how_to_rebuild(tmp_path: Path, write: Callable
     path = write(tmp_path / "s")
     data = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**data, "format_version": 1}))
-    command = f"python -m btr.precompute 'my corpus' --reader readers/base --store {path} --overwrite"
+    command = f"python -m btr.precompute 'my corpus' --reader readers/base --store {path}.new"
     with pytest.raises(NotAStore) as caught:
         Store.open(path)
-    assert str(caught.value).endswith(f"rebuild it with: {command}")
+    assert str(caught.value).endswith(f"build it anew, beside this one, with: {command}")

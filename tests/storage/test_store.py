@@ -225,8 +225,12 @@ def test_another_reader(store: Store) -> None:
         Store.open(store.path, "91bc", "readers/new")
     assert str(caught.value) == (
         f"store {store.path} was built by reader {store.manifest.fingerprint} (readers/base), this reader is 91bc; "
-        f"rebuild with: python -m btr.precompute 'my corpus' --reader readers/new --store {store.path}"
+        "open it with --reader readers/base, or build another beside it for this reader with: "
+        f"python -m btr.precompute 'my corpus' --reader readers/new --store {store.path}.new"
     )
+    edit_manifest(store.path, reader="")
+    with pytest.raises(ReaderMismatch, match=r"\(shipped with btr\), this reader is 91bc; open it without --reader"):
+        Store.open(store.path, "91bc", "readers/new")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
@@ -241,7 +245,9 @@ def test_a_data_file_of_another_length(store: Store, change: int) -> None:
     data = shard(store.path) / "data.mdb"
     size = data.stat().st_size
     os.truncate(data, size + change)
-    message = rf"data\.mdb has {size + change} bytes, the manifest says {size}; .* mend it with: python -m btr"
+    message = (
+        rf"has {size + change} bytes, the manifest says {size}; copy the shard again .* --store {store.path}\.new$"
+    )
     for read in (lambda: Store.open(store.path), lambda: store.get(["p1"])):
         with pytest.raises(Corrupt, match=message):
             read()

@@ -51,7 +51,9 @@ class FakeStore:
 
     def __init__(self, texts: Sequence[str] = TEXTS) -> None:
         self.texts = texts
-        self.manifest = SimpleNamespace(passages=len(texts), tokens=len(texts) * TOKENS, ordinals=len(texts))
+        self.manifest = SimpleNamespace(
+            passages=len(texts), tokens=len(texts) * TOKENS, ordinals=len(texts), options={}
+        )
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -53,8 +53,8 @@ def complaint(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     capsys.readouterr()
 
-    def run(*argv: str) -> str:
-        assert main(["--reader", "1.1", "--port", "0", *argv]) == 2
+    def run(*argv: str, reader: str | None = "1.1") -> str:
+        assert main([*(["--reader", reader] if reader else []), "--port", "0", *argv]) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.endswith("\n")
         return err
@@ -82,6 +82,27 @@ def test_missing_store_says_how_to_make_it(complaint: Complaint) -> None:
 def test_bad_setting_is_told_in_one_line(complaint: Complaint, argv: list[str], message: str) -> None:
     error = complaint(*argv)
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_store_is_served_by_the_reader_that_it_names(
+    folder: Path, complaint: Complaint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[Service] = []
+    monkeypatch.setattr(btr.serve, "serve", lambda service, keys, bound: served.append(service))
+    assert main(["whole", "--port", "0"]) == 0
+    assert (served[0].model, served[0].settings.reader) == ("1.1", str(folder / "1.1"))
+    served[0].reload()
+    (folder / "1.1").rename(folder / "moved")
+    try:
+        assert main(["whole", "--port", "0", "--reader", "moved"]) == 0
+        error = complaint("whole", reader=None)
+    finally:
+        (folder / "moved").rename(folder / "1.1")
+    assert error.startswith(f"error: store whole was built by reader {folder / '1.1'}, not to be loaded (")
+    assert error.endswith("); say with --reader where it is now\n") and "precompute" not in error
+    error = complaint("whole", reader="1.0")
+    assert f"open it with --reader {folder / '1.1'}, or build another beside it" in error
+    assert "--store" in error and "whole.new" in error
 
 
 def test_store_of_bits_alone_cannot_be_read_in_full(complaint: Complaint) -> None:

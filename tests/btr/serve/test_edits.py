@@ -9,17 +9,20 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from btr import indexed, precompute
+from btr import indexed, living, precompute
 from btr.corpus import Passage
+from btr.dense.writer import Plan
 from btr.reader import Reader
-from btr.serve import Desk, Library, Service, Settings, desk
+from btr.serve import Desk, Library, Service, Settings, desk, edits
 from btr.serve.keys import Keys
+from btr.serve.schema import Removal, UpsertRequest
 from btr.storage import Store
 from btr.storage.living import edit
 
@@ -153,6 +156,8 @@ def test_off_unless_enabled_and_behind_keys(kit: Any, folder: Path, store: Path,
         ([NEW, {"id": "b", "text": " \n"}], 400, "blank_passage"),
         ([{"id": " ", "text": "a"}], 400, "blank_passage"),
         ([{"id": "é" * 256, "text": "a"}], 400, "invalid_value"),
+        ([{"id": "a\nb", "text": "a"}], 400, "invalid_value"),
+        ([{"id": "a\x85", "text": "a"}], 400, "invalid_value"),
         ([NEW | {"id": str(n)} for n in range(11)], 400, "out_of_range"),
         ([], 422, "malformed"),
         ([{"id": "a"}], 422, "malformed"),
@@ -168,6 +173,21 @@ def test_bad_passages_change_nothing(
     got, _, reply = put(kit, live[1], *passages)
     assert (got, reply["error"]["code"]) == (status, code)
     assert Store.open(live[0].service.library.store.path).manifest == before
+
+
+def test_an_edit_costs_what_is_read_of_it(folder: Path, store: Path) -> None:
+    service = make_desk(folder, store).service
+    most = service.reader.config.max_passage_tokens
+
+    def cost(*texts: str) -> int:
+        passages = [{"id": str(n), "title": "abcd", "text": text} for n, text in enumerate(texts)]
+        return edits.edit_cost(service, UpsertRequest.model_validate({"passages": passages}))
+
+    assert cost("abcdefgh") == 3 + 4
+    assert cost("x" * 100_000) == most  # one word: one passage, cut
+    assert cost(" ".join(["salt"] * 300)) == 3 * (503 // 4 + 4)  # pieces of 100 words, all read
+    assert cost("x" * 100_000, "abcdefgh") == most + 7
+    assert edits.edit_cost(service, Removal(id="p1")) == 0
 
 
 def test_last_passage_stays(kit: Any, live: tuple[Desk, int]) -> None:
@@ -238,6 +258,37 @@ def test_many_edits_leave_few_shards_and_all_is_found(
     assert (found(kit, live[1], "turn11"), found(kit, live[1], "turn10")) == (["again"], [])
     with Store.open(store) as kept:
         assert list(kept.verify()) == []
+
+
+def test_small_shards_that_an_index_knows_are_not_joined(
+    folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("btr.living.MANY", 1)
+    reader, dense = Reader.from_pretrained(folder / "bert"), store / "dense"
+    for number in range(4):
+        with edit(store) as editor:
+            living.put(editor, reader, [Passage(f"n{number}", "", f"salt {number}")])
+
+    def tidied() -> list[str]:
+        with edit(store) as editor:
+            edits._tidy(editor)
+            return [shard.name for shard in editor.manifest.shards]
+
+    dense.mkdir()
+    state = {"format": 1, "passages": 6, "plan": asdict(Plan("encoder", "f", 64)), "shards": []}
+    (dense / "progress.json").write_text(json.dumps(state))
+    before = tidied()
+    assert len(before) == 5  # of 4, 1, 1, 1 and 1 passages, while an index is being built
+    (dense / "index.json").write_text("{")
+    (dense / "progress.json").unlink()
+    with caplog.at_level(logging.WARNING, "btr.serve"):
+        assert tidied() == before
+    assert "small shards were not joined" in caplog.text
+    (dense / "index.json").write_text(json.dumps(state))
+    after = tidied()
+    assert (len(after), after[:3]) == (4, before[:3])
+    shutil.rmtree(dense)
+    assert len(tidied()) == 2 and tidied()[0] == before[0]  # that of BM25
 
 
 def test_what_search_does_not_find_is_counted(
