@@ -17,6 +17,7 @@ from btr.storage.living import Editor, compact
 from btr.storage.shard import SHARD, ShardWriter, finished_shard
 from btr.storage.view import Reading
 from btr.survey import Corpus
+from btr.words import count_words
 
 SMALL = 4096  # passages of a shard that `tidy` joins with others
 MANY = 16  # small shards at the end of a store that are left alone
@@ -108,7 +109,7 @@ def held(reading: Reading, passage_id: str, words: int) -> list[int]:
         pieces.append(ordinal)
     records = [reading.record(ordinal) for ordinal in pieces]
     cut = len({record.title for record in records}) == 1 < len(records)
-    cut = cut and all(len(record.text.split()) == words for record in records[:-1])
+    cut = cut and all(count_words(record.text) == words for record in records[:-1])
     return [*([] if whole is None else [whole]), *(pieces if cut else [])]
 
 
