@@ -25,6 +25,7 @@ MARKS = "".join(chr(point) for point in range(0x0900, 0xABFF) if unicodedata.cat
 
 _accents, _unspaced = re.compile(f"[{ACCENTS}]+"), re.compile(f"[{UNSPACED}]+")
 _word = re.compile(rf"[\w{MARKS}]{{2,}}|(?<!\w['’])\w")  # the s of "Ada's" and the t of "don't" are no words
+_letter = re.compile("(?s).[\u1160-\u11ff]*")  # the vowel and the end of a Korean syllable are no marks
 _UNIT = rf"(?:[{UNSPACED}][^\w\s]*|[^\s{UNSPACED}]+)"  # marks and punctuation stay with the character before them
 _units = re.compile(_UNIT)
 
@@ -56,3 +57,24 @@ def count_words(text: str) -> int:
 def spans_of(text: str, words: int) -> list[tuple[int, int]]:
     """Return (start, end) of every `words` words as they are counted, without the white space around them."""
     return [match.span() for match in re.finditer(rf"{_UNIT}(?:\s*{_UNIT}){{0,{words - 1}}}", text)]
+
+
+def end_of_letter(text: str, end: int) -> int:
+    """Return where the letter ends that `end` stands in or after: marks (accents, vowel signs) belong to it."""
+    while 0 < end < len(text) and unicodedata.category(text[end])[0] == "M":
+        end += 1
+    return end
+
+
+def composed(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """Return a text in NFC and, for each of its characters, [start, end) of what it came from."""
+    made: list[str] = []
+    origin: list[tuple[int, int]] = []
+    start = 0
+    while letter := _letter.match(text, start):
+        end = end_of_letter(text, letter.end())
+        characters = unicodedata.normalize("NFC", text[start:end])
+        made.append(characters)
+        origin += [(start, end)] * len(characters)
+        start = end
+    return "".join(made), origin

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from btr.words import count_words, spans_of, split_words
+from btr.words import composed, count_words, end_of_letter, spans_of, split_words
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,16 @@ def test_words_to_cut_by_are_characters_where_there_are_no_spaces() -> None:
     assert len(spans_of(text, 100)) == 1
     assert [text[start:end] for start, end in spans_of(text, 1)][:4] == pieces[:4]
     assert next(text[start:end] for start, end in spans_of(text, 4)) == "The caf\u00e9 \u9996\u90fd\u3002"
+
+
+def test_composed_letters_know_where_they_come_from() -> None:
+    text = "Rene\u0301e \u1112\u1161\u11ab q\u0323\u0307"
+    whole, origin = composed(text)
+    assert whole == unicodedata.normalize("NFC", text) == "Ren\u00e9e \ud55c q\u0323\u0307"
+    assert [text[start:end] for start, end in origin[3:7]] == ["e\u0301", "e", " ", "\u1112\u1161\u11ab"]
+    assert composed("") == ("", [])
+
+
+def test_letter_ends_after_its_marks() -> None:
+    text = "e\u0323\u0301a \u0939\u093f"
+    assert [end_of_letter(text, end) for end in (0, 1, 2, 3, 4, 6, 7)] == [0, 3, 3, 3, 4, 7, 7]
