@@ -80,9 +80,9 @@ class Tally:
 
 
 def read_passages(
-    path: str | os.PathLike[str], *, limit: int | None = None, words: int = 100, tally: Tally | None = None
+    path: str | os.PathLike[str], *, limit: int | None = None, words: int | None = 100, tally: Tally | None = None
 ) -> Iterator[Passage]:
-    """Yield the passages of a corpus, in order, cutting long texts into pieces of `words` words.
+    """Yield the passages of a corpus, in order, cutting long texts into pieces of `words` words; None: not at all.
 
     A text of more than 1.5 * `words` words becomes passages `<id>:0`, `<id>:1`, ...; see `cut_text`. Words are runs
     between white space, and single characters in scripts without spaces (Chinese, Japanese, Thai, ...). Passages
@@ -134,8 +134,8 @@ def piece_id(passage_id: str, number: int) -> str:
     return f"{passage_id}:{number}"
 
 
-def _cut(passage: Passage, words: int, tally: Tally) -> list[Passage]:
-    pieces = divide(passage, words)
+def _cut(passage: Passage, words: int | None, tally: Tally) -> list[Passage]:
+    pieces = [passage] if words is None else divide(passage, words)
     tally.cut += len(pieces) > 1
     return pieces
 
