@@ -1,4 +1,4 @@
-"""Stand in for btr in the folder that holds the clone: Python finds this folder, named btr too, before the installed one.
+"""Stand in for btr in the folder that holds the clone: there Python finds the clone, named btr too, before the package.
 
 Modules are then taken from the clone, where they stand as they do in `setup.py`: below `btr/`, and the rooms beside it.
 """

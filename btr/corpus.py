@@ -33,6 +33,7 @@ from btr.answer_lists import looks_like_list, parse_answers, unquote
 from btr.errors import InputError
 from btr.hub import read_hub
 from btr.records import Line, Record, open_records
+from btr.words import count_words, spans_of
 
 PASSAGE_FILES = ("passages.jsonl", "corpus.jsonl")
 QUESTION_FILES = ("questions.jsonl", "queries.jsonl")
@@ -79,13 +80,13 @@ class Tally:
 
 
 def read_passages(
-    path: str | os.PathLike[str], *, limit: int | None = None, words: int = 100, tally: Tally | None = None
+    path: str | os.PathLike[str], *, limit: int | None = None, words: int | None = 100, tally: Tally | None = None
 ) -> Iterator[Passage]:
-    """Yield the passages of a corpus, in order, cutting long texts into pieces of `words` words.
+    """Yield the passages of a corpus, in order, cutting long texts into pieces of `words` words; None: not at all.
 
     A text of more than 1.5 * `words` words becomes passages `<id>:0`, `<id>:1`, ...; see `cut_text`. Words are runs
-    between white space, so a text in a script without spaces is never cut. Passages without text are skipped and
-    counted in `tally`.
+    between white space, and single characters in scripts without spaces (Chinese, Japanese, Thai, ...). Passages
+    without text are skipped and counted in `tally`.
 
     Args:
         limit: the largest number of passages to yield.
@@ -114,15 +115,15 @@ def cut_text(text: str, words: int) -> list[str]:
     """
     if words < 1:
         raise ValueError(f"words is {words}; a passage needs at least 1")
-    spans = [match.span() for match in re.finditer(rf"\S+(?:\s+\S+){{0,{words - 1}}}", text)]
-    if len(spans) > 1 and len(text[slice(*spans[-1])].split()) < words * SHORT:
+    spans = spans_of(text, words)
+    if len(spans) > 1 and count_words(text[slice(*spans[-1])]) < words * SHORT:
         spans[-2:] = [(spans[-2][0], spans[-1][1])]
     return [text[start:end] for start, end in spans]
 
 
 def divide(passage: Passage, words: int) -> list[Passage]:
     """Cut a passage of more than 1.5 * `words` words into `<id>:0`, `<id>:1`, ...; return others as they are."""
-    if len(passage.text.split()) <= words * LONG:
+    if count_words(passage.text) <= words * LONG:
         return [passage]
     pieces = enumerate(cut_text(passage.text, words))
     return [Passage(piece_id(passage.id, number), passage.title, piece) for number, piece in pieces]
@@ -133,8 +134,8 @@ def piece_id(passage_id: str, number: int) -> str:
     return f"{passage_id}:{number}"
 
 
-def _cut(passage: Passage, words: int, tally: Tally) -> list[Passage]:
-    pieces = divide(passage, words)
+def _cut(passage: Passage, words: int | None, tally: Tally) -> list[Passage]:
+    pieces = [passage] if words is None else divide(passage, words)
     tally.cut += len(pieces) > 1
     return pieces
 

@@ -336,7 +336,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         runs = run_all(Evaluation(asked, evidence, predictions, options.max_new_tokens), settings)
         ranks = evidence.ranks() if store is not None and asked.kind == "question" and evidence.has_texts() else None
     return {
-        "task": asked.task, "questions": len(asked.questions), "source": asked.source,
+        "task": asked.task, "questions": len(asked.questions), "without_answers": asked.without, "source": asked.source,
         "passages_from": f"{options.store} by {evidence.retriever.name}" if options.store else "the questions' own",
         "dtype": options.dtype, "max_new_tokens": options.max_new_tokens, "threads": torch.get_num_threads(),
         "recall": recall(ranks, counts) if ranks else None, "rows": describe(runs, METRICS[asked.kind], base),

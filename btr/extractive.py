@@ -17,6 +17,7 @@ from btr.bert_rows import BertRows
 from btr.config import Mode
 from btr.layout import MergedRows
 from btr.span import SpanReader
+from btr.words import end_of_letter
 
 SHORT = 16  # tokens
 LEAST = -100.0  # logits of a passage without a token to point at
@@ -108,7 +109,7 @@ class Extractive(BertRows):
         offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
         if stop - begun > len(offsets):
             return self.tokenizer.decode(tokens).removeprefix("##"), tuple(tokens), None  # may begin within a word
-        span = Span(n, offsets[start - begun][0], offsets[stop - begun - 1][1])
+        span = Span(n, offsets[start - begun][0], end_of_letter(text, offsets[stop - begun - 1][1]))
         return text[span.start : span.end], tuple(tokens), span
 
 

@@ -100,6 +100,8 @@ def table(figures: dict[str, Any]) -> str:
     ]
     notes += [f"difference (points) and retention (%) against {against}"] if against else []
     unread = [f"{row['unread']} in {row['mode']}" for row in rows if row["unread"]]
+    left = figures.get("without_answers")
+    notes += [f"questions without answers (unanswerable, or not labelled), left out: {left}"] if left else []
     notes += [f"too long to be read, counted as wrong: {', '.join(unread)}"] if unread else []
     return "\n".join([*lines, "", "; ".join(notes)])
 

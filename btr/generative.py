@@ -22,6 +22,7 @@ from btr.fid import FiD
 from btr.layout import MergedRows
 from btr.merge import Tokens, concatenate, shrink
 from btr.single import Matrices
+from btr.words import end_of_letter
 
 SHORT = 16  # tokens
 WHOLE = re.compile(r"\W?$")  # what may stand beside a whole word: a character of no word, or nothing
@@ -161,7 +162,8 @@ class BertGenerative(BertRows, Generative):
             offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets if places else []
             for place in places:
                 if place + len(answer.tokens) <= len(offsets):
-                    start, end = offsets[place][0], offsets[place + len(answer.tokens) - 1][1]
+                    start = offsets[place][0]
+                    end = end_of_letter(text, offsets[place + len(answer.tokens) - 1][1])
                     if WHOLE.match(text[max(start - 1, 0) : start]) and WHOLE.match(text[end : end + 1]):
                         return replace(answer, text=text[start:end], span=Span(int(n), start, end))
         return replace(answer, text=answer.text.removeprefix("##"))

@@ -125,7 +125,7 @@ def open_index(store: Store, tail: Tail | None = None) -> StoreIndex | None:
         if folder.exists():
             raise InputError(f"{folder} is no longer that of store {store.path}; build it anew with: {command}")
         return None
-    bm25 = BM25.open(folder)
+    bm25 = BM25.open(folder, f"build it anew with: {command}")
     if len(bm25) != indexed:
         raise InputError(f"{folder} has {len(bm25)} passages, the store says {indexed}; build it anew with: {command}")
     if tail is not None and store.manifest.options.get("text") is not False:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from bitarray import bitarray
 
-from btr.corpus import Passage, divide, piece_id
+from btr.articles import held, outdated, words_of
+from btr.corpus import Passage, divide
 from btr.errors import InputError
 from btr.progress import Progress, say
 from btr.reader import Reader
 from btr.shards import Job, Source, encode_chunk, jobs, write_shards
-from btr.storage import BadPassage, Manifest, Shard
+from btr.storage import BadPassage, Shard
 from btr.storage.living import Editor, compact
 from btr.storage.shard import SHARD, ShardWriter, finished_shard
 from btr.storage.view import Reading
@@ -53,21 +54,22 @@ def bring(
 ) -> dict[str, int]:
     """Add the passages of a corpus whose ids the store does not hold; with `replace`, put others in place of its own.
 
-    Killed, the same call goes on where it stopped. Returns how many were added, replaced, left out.
+    What the store has of a replaced article, whole or in pieces, and the corpus has no longer, is deleted. Killed, the
+    same call goes on where it stopped. Returns how many were added, replaced, deleted, left out.
 
     Raises:
         InputError, StoreError: the corpus cannot be read, the reader is another, the store cannot be written.
     """
     manifest = editor.manifest
     options = manifest.options
-    words, dtype = options.get("words") or 100, options.get("dtype") or "float32"
-    corpus, found = Corpus(name, limit, int(words)), Found(manifest.ordinals)
+    corpus, found = Corpus(name, limit, words_of(editor.manifest)), Found(manifest.ordinals)
     corpus.check()
-    source = Source(reader or manifest.reader or None, manifest.k, str(dtype))
+    source = Source(reader or manifest.reader or None, manifest.k, str(options.get("dtype") or "float32"))
     loaded = source.load()
     _check_reader(editor, loaded)
     with editor.view.read() as reading:
         survey = corpus.survey(editor.path.parent, lambda passage: found.leaves_out(passage, reading, replace))
+        gone = outdated(corpus, reading, found.replaced | found.same) if replace else []
     origin = ("add", survey.hash, survey.skip.tolist())
     count = -(-survey.passages // manifest.shard_passages)
     folders = editor.folders(count, *origin)
@@ -76,15 +78,16 @@ def bring(
     work = [job for job in work if len(job.skip) < job.stop - job.start]
     shards = _encode(work, source, workers, loaded)
     replaced = found.replaced.count()
-    kept = editor.delete(found.replaced.search(bitarray("1"))) if replaced else manifest.shards
-    if shards or replaced:
+    out = [*found.replaced.search(bitarray("1")), *gone]
+    kept = editor.delete(out) if out else manifest.shards
+    if shards or out:
         editor.commit([*kept, *shards])
     else:
         editor.forget()
     there, same = found.counts["there"], found.counts["same"]
     added = sum(shard.passages for shard in shards) - replaced
     left = {"there": there, "same": same, "duplicates": len(survey.skip) - there - same, "empty": survey.empty}
-    return {"added": added, "replaced": replaced, **left}
+    return {"added": added, "replaced": replaced, "deleted": len(gone), **left}
 
 
 def _check_reader(editor: Editor, reader: Reader) -> None:
@@ -94,27 +97,6 @@ def _check_reader(editor: Editor, reader: Reader) -> None:
             f"store {editor.path} was built by reader {manifest.fingerprint} ({manifest.reader or 'shipped with btr'}) "
             f"and this reader is {reader.fingerprint}; give the reader that built it with --reader"
         )
-
-
-def held(reading: Reading, passage_id: str, words: int) -> list[int]:
-    """Return the ordinals of what the store has of an id: the passage, and the pieces that it was divided into.
-
-    Pieces are known by their ids, `<id>:0`, `<id>:1`, ..., by their one title, and by the `words` words that all of
-    them have but the last: passages that somebody else has numbered are not taken for some.
-    """
-    whole = reading.ordinal(passage_id)
-    pieces: list[int] = []
-    while (ordinal := reading.ordinal(piece_id(passage_id, len(pieces)))) is not None:
-        pieces.append(ordinal)
-    records = [reading.record(ordinal) for ordinal in pieces]
-    cut = len({record.title for record in records}) == 1 < len(records)
-    cut = cut and all(len(record.text.split()) == words for record in records[:-1])
-    return [*([] if whole is None else [whole]), *(pieces if cut else [])]
-
-
-def words_of(manifest: Manifest) -> int:
-    """Return how many words the passages of a store were cut to."""
-    return int(manifest.options.get("words") or 100)
 
 
 def put(editor: Editor, reader: Reader, passages: Sequence[Passage]) -> dict[str, int]:

@@ -19,12 +19,17 @@ ROUNDS = 1000  # of the bootstrap
 
 
 def normalise(text: str) -> str:
-    """Lower-case, drop ASCII punctuation and English articles, collapse white space (Rajpurkar et al. 2016)."""
-    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
+    """Lower-case, drop ASCII punctuation and English articles, collapse white space (Rajpurkar et al. 2016).
+
+    Beside what SQuAD does, letters are composed (NFC), and a text of which nothing would be left ("The The", "+") keeps
+    articles and punctuation: else silence would be the right answer.
+    """
+    lower = unicodedata.normalize("NFC", text).lower()
+    return " ".join(ARTICLES.sub(" ", lower.translate(PUNCTUATION)).split()) or " ".join(lower.split())
 
 
 def exact_match(answer: str, accepted: Sequence[str]) -> float:
-    """Return 1.0 if the normalised answer equals an accepted one, else 0.0. Not for letters: "A" is an article."""
+    """Return 1.0 if the normalised answer equals an accepted one, else 0.0."""
     return float(any(normalise(answer) == normalise(other) for other in accepted))
 
 

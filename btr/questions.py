@@ -38,12 +38,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Asked:
-    """The questions of a task that have answers, and where they came from."""
+    """The questions of a task that have answers, where they came from, and how many without answers are left out."""
 
     task: str
     kind: Kind
     source: str
     questions: list[Question]
+    without: int = 0
 
 
 def find_questions(task: str, data: str | None = None, limit: int | None = None) -> Asked:
@@ -61,13 +62,15 @@ def find_questions(task: str, data: str | None = None, limit: int | None = None)
     else:
         _check_path(task)
         source, read = task, read_questions(task, limit=limit)
-    questions = [question for question in read if question.answers]
+    found = list(read)
+    questions = [question for question in found if question.answers]
     if not questions:
         raise InputError(f"{source}: no question with answers; there is nothing to compare with")
     kind = TASKS[task].kind if task in TASKS else _kind(questions)
     for question in questions:
         _check_answer(question, kind, source)
-    return Asked(task if task in TASKS else os.path.basename(task), kind, source, questions)
+    name = task if task in TASKS else os.path.basename(task)
+    return Asked(name, kind, source, questions, len(found) - len(questions))
 
 
 def find_file(task: str, data: str) -> str:

@@ -11,10 +11,11 @@ The index is a folder of shards, each a `bm25s` index of the next SHARD_SIZE pas
 A passage is known by its ordinal, its place in the corpus from 0. Writing holds the words of one shard (about 400 MiB
 for 100-word passages). Reading maps the files, vocabulary included, so that memory is what the questions touch.
 
-Scores are Lucene's BM25, k1 = 1.5, b = 0.75, over title and text. Two shards must be comparable, yet a shard knows its
-own passages only, and the last may hold a handful, where every word looks common. So a term counts with its frequency
-in the *whole* corpus, summed over the shards when a question comes (Elasticsearch's `dfs_query_then_fetch`; its default
-would use each shard's own). The mean passage length alone remains a shard's own.
+Scores are Lucene's BM25, k1 = 1.5, b = 0.75, over the words (`btr.words`) of title and text but for English stop
+words. Two shards must be comparable, yet a shard knows its own passages only, and the last may hold a handful, where
+every word looks common. So a term counts with its frequency in the *whole* corpus, summed over the shards when a
+question comes (Elasticsearch's `dfs_query_then_fetch`; its default would use each shard's own). The mean passage
+length alone remains a shard's own.
 """
 
 import errno
@@ -36,8 +37,9 @@ import numpy as np
 from btr.corpus import Passage
 from btr.errors import InputError
 from btr.storage import WrongLength
+from btr.words import split_words
 
-FORMAT = 1
+FORMAT = 2  # 1 had other words: of two letters or more, accents and all, scripts without spaces uncut
 SHARD_SIZE = 131_072  # passages; all of Wikipedia is then 250 shards, under the usual 1,024 open files
 K1, B = 1.5, 0.75
 REBUILD = "build it with: python -m btr.precompute"
@@ -87,7 +89,8 @@ class BM25Writer:
     def create_or_resume(cls, path: str | os.PathLike[str], *, shard_size: int = SHARD_SIZE) -> "BM25Writer":
         """Open an index for writing and drop what is unfinished; `done` tells where to go on.
 
-        A shard that ends early, or was made with other settings, is dropped with all that follow it.
+        A shard that ends early, or was made with other settings, is dropped with all that follow it; an index of an
+        older format is dropped whole.
 
         Raises:
             InputError: the path holds something that is not an index.
@@ -96,7 +99,9 @@ class BM25Writer:
         if shard_size < 1:
             raise ValueError(f"shard_size is {shard_size}; a shard holds at least 1 passage")
         folder = Path(path)
-        if (folder / "index.json").exists():
+        state = _read_json(folder / "index.json")
+        older = isinstance(state, dict) and state.get("format") in range(1, FORMAT)
+        if (folder / "index.json").exists() and not older:
             return cls(folder, shard_size, _read_index(folder)["passages"], finished=True)
         _check_ours(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +168,7 @@ class BM25Writer:
 
 
 def _tokenizer() -> Any:
-    return _bm25s().tokenization.Tokenizer(lower=True, stopwords="en")
+    return _bm25s().tokenization.Tokenizer(lower=False, splitter=split_words, stopwords="en")
 
 
 def _words(tokenizer: Any, passages: Sequence[Passage]) -> list[list[int]]:
@@ -233,12 +238,12 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def _read_index(folder: Path, rebuild: str = REBUILD) -> dict[str, Any]:
     index = _read_json(folder / "index.json")
     if not isinstance(index, dict):
-        raise InputError(f"{folder}: no finished BM25 index (no index.json that can be read); {REBUILD}")
+        raise InputError(f"{folder}: no finished BM25 index (no index.json that can be read); {rebuild}")
     if index.get("format") != FORMAT:
-        cure = f"upgrade btr, or {REBUILD}"
+        cure = rebuild if index.get("format") in range(1, FORMAT) else f"upgrade btr, or {rebuild}"
         raise InputError(f"{folder}: index format {index.get('format')!r}, this btr reads format {FORMAT}; {cure}")
     return index
 
@@ -321,14 +326,14 @@ class BM25:
         self._passages = sum(shard.passages for shard in shards)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> "BM25":
-        """Map a finished index.
+    def open(cls, path: str | os.PathLike[str], rebuild: str = REBUILD) -> "BM25":
+        """Map a finished index; rebuild: what a message says of how to build it anew.
 
         Raises:
             InputError: not an index, not finished, of another format, or damaged.
         """
         folder = Path(path)
-        shards = _read_index(folder)["shards"]
+        shards = _read_index(folder, rebuild)["shards"]
         return cls([WordShard.open(folder / shard["name"], shard["offset"], shard["passages"]) for shard in shards])
 
     def __len__(self) -> int:
@@ -350,7 +355,8 @@ class BM25:
         """
         if top < 1:
             raise ValueError(f"top is {top}; ask for at least 1 passage")
-        words = _bm25s().tokenize(list(questions), stopwords="en", return_ids=False, show_progress=False)
+        stopwords = _tokenizer().stopwords
+        words = [[word for word in split_words(question) if word not in stopwords] for question in questions]
         return [self._search(_hash(found), top) for found in words]
 
     def _search(self, words: np.ndarray, top: int) -> Hits:

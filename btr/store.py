@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from btr import __version__, exporting, indexed
+from btr.articles import held, words_of
 from btr.errors import InputError
 from btr.latency import measure
 from btr.progress import say
@@ -32,6 +33,7 @@ PARTS = {
 COUNTED = {
     "added": "added",
     "replaced": "replaced",
+    "deleted": "of articles that are shorter now deleted",
     "there": "there already and left out",
     "same": "unchanged",
     "duplicates": "had the id of an earlier one and were left out",
@@ -157,17 +159,17 @@ def bring(arguments: argparse.Namespace, replace: bool) -> int:
 
 
 def delete(arguments: argparse.Namespace) -> int:
-    """Delete passages; refuse ids that the store does not hold, unless they may be missing."""
+    """Delete passages, those divided into pieces as one; refuse ids that the store does not hold, unless told so."""
     ids = list(dict.fromkeys([*arguments.ids, *read_ids(arguments.ids_file)]))
     with edit(arguments.store) as editor:
         with editor.view.read() as reading:
-            places = {passage_id: reading.ordinal(passage_id) for passage_id in ids}
-        missing = [passage_id for passage_id, ordinal in places.items() if ordinal is None]
+            places = {passage_id: held(reading, passage_id, words_of(editor.manifest)) for passage_id in ids}
+        missing = [passage_id for passage_id, ordinals in places.items() if not ordinals]
         if missing and not arguments.missing_ok:
             first = ", ".join(repr(passage_id[:60]) for passage_id in missing[:3]) + ", ..." * (len(missing) > 3)
             cure = "nothing is deleted; leave them out, or give --missing-ok"
             raise InputError(f"{len(missing)} of {len(ids)} ids are not in store {arguments.store}: {first}; {cure}")
-        ordinals = [ordinal for ordinal in places.values() if ordinal is not None]
+        ordinals = sorted({ordinal for found in places.values() for ordinal in found})
         if ordinals:
             editor.commit(editor.delete(ordinals))
         return finish(arguments, editor, {"deleted": len(ordinals)}, f"{len(ordinals):,} deleted")

@@ -1,9 +1,12 @@
-"""Find where a text says an answer: whole words, whatever the case, spacing, dashes, quotes and order of a date."""
+"""Find where a text says an answer: whole words, whatever the case, spacing, dashes, quotes, Unicode form, dates."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import pairwise
+
+from btr.words import composed
 
 WORD = re.compile(r"\w+")
 ARTICLES = frozenset({"a", "an", "the"})
@@ -19,7 +22,11 @@ def places(text: str, answer: str) -> Iterator[tuple[int, int]]:
 
     Places written in the answer's own case are preferred: if there is one, the others do not count ("US" is not "us").
     """
-    words, wanted = compiled(answer)
+    words, wanted = compiled(unicodedata.normalize("NFC", answer))
+    if not unicodedata.is_normalized("NFC", text):
+        whole, origin = composed(text)
+        yield from ((origin[start][0], origin[end - 1][1]) for start, end in places(whole, answer))
+        return
     if not words or words[0].lower() not in text.lower():
         return
     found = list(wanted.finditer(text))

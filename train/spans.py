@@ -164,10 +164,16 @@ def shift(rows: Sequence[Row], row_tokens: int) -> list[list[int]]:
 def find_spans(text: str, encoding: Encoding, answers: Iterable[str], kept: int) -> Iterator[tuple[int, int]]:
     """Yield first and last token, among the `kept` first, of every place in text that reads like an answer, once."""
     found = dict.fromkeys(place for answer in answers for place in places(text, answer))
-    tokens = ((encoding.char_to_token(start), encoding.char_to_token(end - 1)) for start, end in found)
+    tokens = ((encoding.char_to_token(start), last_token(encoding, start, end)) for start, end in found)
     for first, last in dict.fromkeys(tokens):
         if first is not None and last is not None and last < kept and last - first < LONGEST:
             yield first, last
+
+
+def last_token(encoding: Encoding, start: int, end: int) -> int | None:
+    """Return the last token of [start, end) of a text: an accent that the tokenizer strips has none."""
+    tokens = (encoding.char_to_token(at) for at in range(end - 1, start - 1, -1))
+    return next((token for token in tokens if token is not None), None)
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> list[Encoding]:

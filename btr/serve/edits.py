@@ -5,12 +5,13 @@ from collections import Counter
 from pathlib import Path
 from time import perf_counter
 
+from btr.articles import held, words_of
 from btr.corpus import Passage, divide
 from btr.dense.fusion import DENSE
 from btr.dense.index import is_finished
 from btr.dense.writer import read_state
 from btr.errors import InputError
-from btr.living import held, put, tidy, words_of
+from btr.living import put, tidy
 from btr.serve.schema import Edit, EditResponse, Removal, RequestError, UpsertRequest
 from btr.serve.service import CHARACTERS, Service, broken
 from btr.storage import BadPassage, Corrupt, DiskFull, StoreBusy, StoreError

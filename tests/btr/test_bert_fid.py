@@ -107,6 +107,8 @@ def test_what_was_copied_is_quoted_as_the_likeliest_passage_writes_it(writing_re
     assert whole.text == "Mule of St. Ives" and whole.span is not None and whole.span.end == 20
     apart = [Passage("0", "", "Iveses and mules of Ives, muled"), Passage("1", "", "a mule")]
     assert quoted(writing_reader, apart, "mule", [0.9, 0.1]).span == Span(1, 2, 6)  # no part of another word
+    accent = quoted(writing_reader, [Passage("0", "", "a mule\u0301, a")], "mule", [1])
+    assert accent.text == "mule\u0301" and accent.span == Span(0, 2, 7)
     unsaid = quoted(writing_reader, passages, "ives mule", [1, 0, 0])
     assert unsaid.text == "ives mule" and unsaid.span is None
     assert quoted(writing_reader, passages, "", [1, 0, 0]).span is None

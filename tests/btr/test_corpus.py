@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from btr.corpus import Passage, Question, Tally, cut_text, read_passages, read_questions
 from btr.errors import InputError
+from btr.words import count_words
 
 OWL = Passage("1", "Owl", "Owls hunt\n at  night.")
 HEN = Passage("x2", "", 'The hen said "no".')
@@ -114,12 +115,12 @@ TEXTS = st.lists(st.tuples(BLANKS, st.text("aé語.'", min_size=1, max_size=4)),
 @given(TEXTS, st.integers(1, 12))
 def test_corpus_cutting_loses_nothing(text: str, words: int) -> None:
     pieces = cut_text(text, words)
-    assert [word for piece in pieces for word in piece.split()] == text.split()
+    assert "".join("".join(pieces).split()) == "".join(text.split())
     position = 0
     for piece in pieces:  # each stands in the text as it was, white space included
         position = text.index(piece, position) + len(piece)
         assert piece == piece.strip()
-    sizes = [len(piece.split()) for piece in pieces]
+    sizes = [count_words(piece) for piece in pieces]
     assert all(size == words for size in sizes[:-1])
     if len(pieces) > 1:
         assert words * 0.2 <= sizes[-1] < words * 1.2
@@ -138,6 +139,13 @@ def test_corpus_long_texts_are_cut(tmp_path: Path, length: int, sizes: list[int]
     assert {passage.title for passage in found} == {"T"}
     assert [passage.id for passage in found] == (["a"] if length == 150 else [f"a:{n}" for n in range(len(sizes))])
     assert tally.cut == (length > 150)
+
+
+def test_corpus_texts_without_spaces_are_cut_by_characters(tmp_path: Path) -> None:
+    text = "\u82b1\u306f\u54b2\u304f\u3002" * 40  # 160 characters and 40 full stops
+    found = list(read_passages(write(tmp_path / "file", lines({"id": "a", "text": text}))))
+    assert [(passage.id, len(passage.text)) for passage in found] == [("a:0", 125), ("a:1", 75)]
+    assert "".join(passage.text for passage in found) == text
 
 
 def test_corpus_words_sets_the_size(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A span reader over text: what it quotes, from where, and that the way passages are held changes nothing."""
 
 import itertools
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +120,14 @@ def test_letters_of_more_than_one_byte_are_quoted_whole(span_reader: Reader) -> 
     passage = Passage("p", "", "Ælfrēd 🏰 naïve café — 日本 mule Straße")
     answer = span_reader.answer("mule", [passage], "full", max_new_tokens=64)
     assert answer.span is not None and answer.text == passage.text[answer.span.start : answer.span.end]
+
+
+@pytest.mark.parametrize("text", ["mule\u0301", "mule\u0301\u0323 kilo", "Mule\u0301-salt"])
+def test_letters_are_quoted_with_their_marks(span_reader: Reader, text: str) -> None:
+    for most in (1, 2, 64):
+        answer = span_reader.answer("mule", [Passage("p", "", text)], "full", max_new_tokens=most)
+        assert answer.span is not None and answer.text == text[answer.span.start : answer.span.end]
+        assert not unicodedata.combining(text[answer.span.end : answer.span.end + 1] or " ")
 
 
 def test_text_of_nothing_but_marks_has_no_answer(span_reader: Reader) -> None:

@@ -7,8 +7,9 @@ from btr.metrics import bootstrap, exact_match, f1, holds_answer, mean, normalis
 
 @pytest.mark.parametrize(
     ("text", "normal"),
-    [("The  Nile.", "nile"), ("an Apple a day", "apple day"), ("U.S.A.", "usa"), ("Theatre", "theatre"), ("", "")],
-)
+    [("The  Nile.", "nile"), ("an Apple a day", "apple day"), ("U.S.A.", "usa"), ("Theatre", "theatre"), ("", ""),
+     ("The The", "the the"), (" A ", "a"), ("+", "+"), ("Rene\u0301e", "ren\u00e9e")],
+)  # fmt: skip
 def test_normalise_drops_case_punctuation_articles_and_space(text: str, normal: str) -> None:
     assert normalise(text) == normal
 
@@ -17,6 +18,18 @@ def test_exact_match_takes_any_accepted_answer() -> None:
     assert exact_match("the Nile", ["Congo", "Nile"]) == 1.0
     assert exact_match("Niles", ["Congo", "Nile"]) == 0.0
     assert exact_match("Nile", []) == 0.0
+
+
+@pytest.mark.parametrize("accepted", ["A", "The The", "+", "\u4e0a"])
+def test_silence_is_no_right_answer(accepted: str) -> None:
+    assert exact_match(accepted, [accepted]) == f1(accepted, [accepted]) == 1.0
+    for silence in ("", " ", "an"):
+        assert exact_match(silence, [accepted]) == f1(silence, [accepted]) == 0.0
+
+
+def test_letters_are_the_same_composed_or_not() -> None:
+    assert exact_match("Rene\u0301e Zoe\u0301", ["Ren\u00e9e Zo\u00e9"]) == 1.0
+    assert f1("Ren\u00e9e", ["Rene\u0301e"]) == 1.0
 
 
 def test_f1_is_the_best_overlap_of_words() -> None:

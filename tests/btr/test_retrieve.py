@@ -145,6 +145,20 @@ def test_retrieve_words_are_lower_case_without_stopwords(tmp_path: Path) -> None
     assert index.search([], 3) == []
 
 
+def test_retrieve_question_and_passage_share_words_in_any_script(tmp_path: Path) -> None:
+    texts = [
+        "Vitamin D is made in the skin.", "Vitamin C is found in fruit.", "R is a language.", "Mu\u0308ller opened it.",
+        "\u6cd5\u56fd\u7684\u9996\u90fd\u662f\u5df4\u9ece\u3002", "\u65e5\u672c\u7684\u9996\u90fd",
+    ]  # fmt: skip
+    index = BM25.open(build(tmp_path / "index", [Passage("", "", text) for text in texts]))
+    questions = [
+        "What is vitamin C?", "What is R?", "M\u00fcller", "MULLER",
+        "\u6cd5\u56fd\u7684\u9996\u90fd\u662f\u54ea\u91cc\uff1f", "\u65e5\u672c",
+    ]  # fmt: skip
+    found = [ordinals.tolist() for ordinals, _ in index.search(questions, 9)]
+    assert found == [[1, 0], [2], [3], [3], [4, 5], [5]]
+
+
 def test_retrieve_corpus_without_a_word(tmp_path: Path) -> None:
     index = BM25.open(build(tmp_path / "index", [Passage("a", "", "the"), Passage("b", "", "?")], shard_size=1))
     assert [ordinals.tolist() for ordinals, _ in index.search(["the", "owl"], 1)] == [[], []]
@@ -279,9 +293,19 @@ def test_retrieve_open_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         patch.setattr(np, "load", lambda *a, **k: (_ for _ in ()).throw(OSError(errno.EMFILE, "many")))
         BM25.open(tmp_path / "index")
     index = tmp_path / "index" / "index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"format": 2}))
-    with pytest.raises(InputError, match="index format 2, this btr reads format 1; upgrade btr"):
+    whole_index = json.loads(index.read_text())
+    index.write_text(json.dumps(whole_index | {"format": 3}))
+    with pytest.raises(InputError, match="index format 3, this btr reads format 2; upgrade btr, or build it"):
         BM25.open(tmp_path / "index")
+    with pytest.raises(InputError, match="index format 3, this btr reads format 2"):
+        BM25Writer.create_or_resume(tmp_path / "index", shard_size=4)
+    index.write_text(json.dumps(whole_index | {"format": 1}))
+    with pytest.raises(InputError, match=r"index format 1, this btr reads format 2; do that$"):
+        BM25.open(tmp_path / "index", "do that")
+    for settings in (tmp_path / "index").glob("shard-*/shard.json"):
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"format": 1}))
+    writer = BM25Writer.create_or_resume(tmp_path / "index", shard_size=4)
+    assert (writer.done, writer.finished, list((tmp_path / "index").iterdir())) == (0, False, [])
 
 
 def test_retrieve_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from btr.metrics import normalise
 from btr.reader import Reader
 from btr.span import SpanReader
 from btr.train.data import Asked
-from btr.train.spans import TARGETS, SpanBatch, SpanExample, SpanSource, collate_spans
+from btr.train.spans import TARGETS, SpanBatch, SpanExample, SpanSource, collate_spans, find_spans
 
 NILE = ("Nile", "The Nile ends in Egypt. In Egypt it feeds a delta (of 24,000 km).", True)
 AMAZON = ("Amazon", "The Amazon ends in Brazil, not in Egypt.", False)
@@ -42,6 +42,13 @@ def collate(
     tokenizer: Tokenizer, *examples: SpanExample, passages: int = 2, row: int = 64, asked: int = 16
 ) -> SpanBatch:
     return collate_spans(examples, tokenizer, passages, row, asked)
+
+
+def test_answer_that_ends_in_an_accent_is_a_target(pieces: Tokenizer) -> None:
+    text = "in the Nile\u0301 delta"
+    encoding = pieces.encode(text, add_special_tokens=False)
+    ((first, last),) = find_spans(text, encoding, ["Nil\u00e9"], len(encoding.ids))
+    assert text[encoding.offsets[first][0] : encoding.offsets[last][1]] == "Nile"
 
 
 def test_targets_are_all_places_of_the_answers_in_gold_passages(pieces: Tokenizer) -> None:
