@@ -54,7 +54,7 @@ setup(
         "safetensors>=0.5",
         "tokenizers>=0.22.2",
         "bm25s>=0.2",
-        "zstandard>=0.23",
+        "zstandard>=0.24",
         "fastapi>=0.115",
         "uvicorn>=0.30",
         "pydantic-settings>=2.4",
