@@ -321,9 +321,9 @@ def test_killed_run_goes_on_where_it_was(
     asked: list[str] = []
     predict = Reader.answer
 
-    def count(self: Reader, question: str, passages: Any, mode: str, most: int, prune: int) -> Answer:
+    def count(self: Reader, question: str, passages: Any, mode: str, most: int, *rest: Any) -> Answer:
         asked.append(f"{mode} {most}")
-        return predict(self, question, passages, mode, most, prune=prune)
+        return predict(self, question, passages, mode, most, *rest)
 
     monkeypatch.setattr(Reader, "answer", count)
     resumed = run(*arguments, out)
