@@ -41,6 +41,15 @@ def outdated(corpus: Corpus, reading: Reading, current: bitarray) -> list[int]:
     return sorted(gone)
 
 
+def versions(corpus: Corpus, reading: Reading) -> set[str]:
+    """Return the ids that a store lacks, of passages whose articles it has: cut otherwise, so of another length."""
+    found: set[str] = set()
+    for article in read_passages(corpus.name, words=None):
+        if held(reading, article.id, corpus.words):
+            found.update(p.id for p in divide(article, corpus.words) if reading.ordinal(p.id) is None)
+    return found
+
+
 def words_of(manifest: Manifest) -> int:
     """Return how many words the passages of a store were cut to."""
     return int(manifest.options.get("words") or 100)

@@ -26,7 +26,7 @@ from btr.corpus import Passage, Question
 from btr.dense.fusion import KINDS
 from btr.errors import InputError
 from btr.evidence import Evidence
-from btr.figures import METRICS, Run, describe, recall, table
+from btr.figures import METRICS, NO_ANSWER, Run, describe, recall, table
 from btr.metrics import exact_match, f1, holds_answer
 from btr.predictions import Prediction, Predictions, input_digest
 from btr.questions import TASKS, Asked, Kind, find_questions, prompt
@@ -131,8 +131,11 @@ class Evaluation:
             row = self._read(setting, number, passages)
             text = row.pop("text")
         row |= {"question": question.question, "answer": text, "answers": list(question.answers), "read": len(passages)}
-        if kind == "question":
+        if kind == "question" and question.answers:
             row["found"] = float(any(holds_answer(p.text, question.answers) for p in passages))
+        if not question.answers:  # right if none is given, as in SQuAD 2.0
+            right = float("unread" not in row and row.get("no_answer", 1.0) >= NO_ANSWER)
+            return row | {"em": right, "f1": right}
         return row | score(text, question, kind)
 
     def _read(self, setting: Setting, number: int, passages: list[Passage]) -> dict[str, Any]:
@@ -296,7 +299,8 @@ def run_all(evaluation: Evaluation, settings: list[Setting]) -> list[Run]:
                 read = f"{s.passages} passages" + (f", {s.prune} to the end" if s.prune else "")
                 print(f"{s.mode}, {read}: {len(rows)}/{total}, {metric} {right:.1f}", file=sys.stderr)
         kept = bytes_per_token(s, evaluation.evidence.store)
-        runs.append(Run(s.reader.name, s.weights, s.mode, s.passages, kept, rows, s.prune, s.more))
+        answered, rest = ([r for r in rows if bool(r["answers"]) is has] for has in (True, False))
+        runs.append(Run(s.reader.name, s.weights, s.mode, s.passages, kept, answered, s.prune, s.more, rest))
     return runs
 
 
@@ -323,7 +327,10 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     counts = sorted({setting.passages for setting in settings})
     with ExitStack() as stack:
         store = stack.enter_context(Store.open(options.store)) if options.store else None
-        evidence = Evidence(asked.questions, counts[-1], store, options.retriever)
+        refuse = asked.kind == "question" and all(setting.reader.family == "extractive" for setting in settings)
+        unanswerable = [q for q in asked.unanswerable if refuse and (q.passages or store is not None)]
+        whole = replace(asked, questions=[*asked.questions, *unanswerable])
+        evidence = Evidence(whole.questions, counts[-1], store, options.retriever)
         evidence.check()
         check_readers(settings, asked, evidence)
         shared = {
@@ -333,13 +340,15 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         predictions = stack.enter_context(Predictions(Path(options.out) if options.out else None, shared))
         if len(predictions):
             print(f"{options.out}: going on after {len(predictions)} predictions", file=sys.stderr)
-        runs = run_all(Evaluation(asked, evidence, predictions, options.max_new_tokens), settings)
+        runs = run_all(Evaluation(whole, evidence, predictions, options.max_new_tokens), settings)
         ranks = evidence.ranks() if store is not None and asked.kind == "question" and evidence.has_texts() else None
     return {
-        "task": asked.task, "questions": len(asked.questions), "without_answers": asked.without, "source": asked.source,
+        "task": asked.task, "questions": len(asked.questions), "source": asked.source,
+        "unanswerable": len(unanswerable), "left_out": len(asked.unanswerable) - len(unanswerable),
         "passages_from": f"{options.store} by {evidence.retriever.name}" if options.store else "the questions' own",
         "dtype": options.dtype, "max_new_tokens": options.max_new_tokens, "threads": torch.get_num_threads(),
-        "recall": recall(ranks, counts) if ranks else None, "rows": describe(runs, METRICS[asked.kind], base),
+        "recall": recall(ranks[: len(asked.questions)], counts) if ranks else None,
+        "rows": describe(runs, METRICS[asked.kind], base),
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from btr.predictions import Prediction
 
 # kind of a task: what it is scored by, the first of which is compared
 METRICS = {"question": ("em", "f1"), "claim": ("accuracy",), "choice": ("accuracy",)}
+NO_ANSWER = 0.5  # a span reader that is surer than this that no passage answers has given no answer
 RECALL_AT = (1, 5, 20, 40)  # passages
 TITLES = {"em": "EM", "f1": "F1", "accuracy": "accuracy"}
 
@@ -31,6 +32,7 @@ class Run:
     predictions: list[Prediction]
     prune: int = 0
     more: str = ""  # what else was done to be sooner: 'merge 0.2', 'int8'
+    unanswerable: Sequence[Prediction] = ()  # of questions without answers
 
 
 def percent(values: Sequence[float]) -> Percent:
@@ -53,7 +55,7 @@ def describe(runs: Sequence[Run], metrics: Sequence[str], base: tuple[str, Mode]
 def describe_run(run: Run, metrics: Sequence[str]) -> dict[str, Any]:
     """Return the figures of a run by itself."""
     rows = run.predictions
-    seconds = [row["seconds"] for row in rows if "seconds" in row]
+    seconds = [row["seconds"] for row in (*rows, *run.unanswerable) if "seconds" in row]
     figures: dict[str, Any] = {
         "reader": run.reader, "mode": run.mode, "passages": run.passages, "prune": run.prune, "more": run.more,
         "passages_read": round(mean([row["read"] for row in rows]), 2), "questions": len(rows),
@@ -61,8 +63,11 @@ def describe_run(run: Run, metrics: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
     if all("found" in row for row in rows):
         figures["found"] = percent([row["found"] for row in rows])
+    if run.unanswerable:
+        figures["no_answer"] = percent([row["em"] for row in run.unanswerable])
+        figures["refused"] = percent([float(row.get("no_answer", 0.0) >= NO_ANSWER) for row in rows])
     return figures | {
-        "unread": sum("unread" in row for row in rows),
+        "unread": sum("unread" in row for row in (*rows, *run.unanswerable)),
         "questions_per_second": round(len(seconds) / sum(seconds), 4) if seconds else None,
         "bytes_per_token": run.kept and round(run.kept, 2),
     }
@@ -100,8 +105,11 @@ def table(figures: dict[str, Any]) -> str:
     ]
     notes += [f"difference (points) and retention (%) against {against}"] if against else []
     unread = [f"{row['unread']} in {row['mode']}" for row in rows if row["unread"]]
-    left = figures.get("without_answers")
-    notes += [f"questions without answers (unanswerable, or not labelled), left out: {left}"] if left else []
+    if count := figures.get("unanswerable"):
+        doubt = f"no_answer of {NO_ANSWER} or more"
+        notes += [f"no answer: {doubt} to {count} questions without answers, which is right; refused: to the others"]
+    if left := figures.get("left_out"):
+        notes += [f"questions without answers left out, as this reader always answers or they have no passages: {left}"]
     notes += [f"too long to be read, counted as wrong: {', '.join(unread)}"] if unread else []
     return "\n".join([*lines, "", "; ".join(notes)])
 
@@ -113,6 +121,8 @@ def cells_of(row: dict[str, Any], reader: bool) -> dict[str, str]:
     cells |= {"mode": way(row), "passages": f"{row['passages']}{read}"}
     cells |= {title: value(row[metric]) for metric, title in TITLES.items() if metric in row}
     cells["found"] = f"{row['found'][0]:.1f}" if "found" in row else ""
+    cells["no answer"] = value(row["no_answer"]) if "no_answer" in row else ""
+    cells["refused"] = f"{row['refused'][0]:.1f}" if "refused" in row else ""
     cells["difference"] = value(row["difference"], sign="+") if "difference" in row else ""
     cells["retention"] = value(row["retention"]) if row.get("retention") else ""
     cells["q/s"] = f"{row['questions_per_second']:.3g}" if row["questions_per_second"] else ""

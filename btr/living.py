@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bitarray import bitarray
 
-from btr.articles import held, outdated, words_of
+from btr.articles import held, outdated, versions, words_of
 from btr.corpus import Passage, divide
 from btr.errors import InputError
 from btr.progress import Progress, say
@@ -29,9 +29,13 @@ class Found:
     def __init__(self, ordinals: int) -> None:
         self.counts = Counter[str]()
         self.replaced, self.same = bitarray(ordinals), bitarray(ordinals)
+        self.there: set[str] = set()  # ids that are not in the store, of articles that are
 
     def leaves_out(self, passage: Passage, reading: Reading, replace: bool) -> bool:
         """Tell whether a passage is left out, and note why; that the first of two with one id counts is seen to."""
+        if passage.id in self.there:
+            self.counts["there"] += 1
+            return True
         ordinal = reading.ordinal(passage.id)
         if ordinal is None or self.replaced[ordinal]:
             return False
@@ -52,7 +56,7 @@ class Found:
 def bring(
     editor: Editor, name: str, limit: int | None, reader: str | None, workers: int, replace: bool
 ) -> dict[str, int]:
-    """Add the passages of a corpus whose ids the store does not hold; with `replace`, put others in place of its own.
+    """Add the articles of a corpus that the store does not hold; with `replace`, put others in place of its own.
 
     What the store has of a replaced article, whole or in pieces, and the corpus has no longer, is deleted. Killed, the
     same call goes on where it stopped. Returns how many were added, replaced, deleted, left out.
@@ -68,6 +72,7 @@ def bring(
     loaded = source.load()
     _check_reader(editor, loaded)
     with editor.view.read() as reading:
+        found.there = set() if replace else versions(corpus, reading)
         survey = corpus.survey(editor.path.parent, lambda passage: found.leaves_out(passage, reading, replace))
         gone = outdated(corpus, reading, found.replaced | found.same) if replace else []
     origin = ("add", survey.hash, survey.skip.tolist())

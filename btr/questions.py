@@ -38,13 +38,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Asked:
-    """The questions of a task that have answers, where they came from, and how many without answers are left out."""
+    """The questions of a task that have answers, where they came from, and those without (SQuAD 2.0 has such)."""
 
     task: str
     kind: Kind
     source: str
     questions: list[Question]
-    without: int = 0
+    unanswerable: tuple[Question, ...] = ()
 
 
 def find_questions(task: str, data: str | None = None, limit: int | None = None) -> Asked:
@@ -70,7 +70,7 @@ def find_questions(task: str, data: str | None = None, limit: int | None = None)
     for question in questions:
         _check_answer(question, kind, source)
     name = task if task in TASKS else os.path.basename(task)
-    return Asked(name, kind, source, questions, len(found) - len(questions))
+    return Asked(name, kind, source, questions, tuple(question for question in found if not question.answers))
 
 
 def find_file(task: str, data: str) -> str:

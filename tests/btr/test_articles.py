@@ -20,7 +20,7 @@ def text(count: int, word: str = "w") -> str:
 
 @pytest.fixture
 def bring(span_reader: Reader, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Bring:
-    """Build a store of articles (id: text), or upsert them; returns the ids that it holds then."""
+    """Build a store of articles (id: text), or bring them into it; returns the ids that it holds then."""
     span_reader.save_pretrained(tmp_path / "reader")
     store = tmp_path / "s.btr"
 
@@ -29,7 +29,8 @@ def bring(span_reader: Reader, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         arguments = [str(tmp_path / "corpus.jsonl"), "--reader", str(tmp_path / "reader")]
         if store.exists():
-            assert command.main(["upsert", str(store), *arguments, *more]) == 0
+            verb, *rest = more or ["upsert"]
+            assert command.main([verb, str(store), *arguments, *rest]) == 0
         else:
             assert precompute.main([*arguments, "--store", str(store), "--words", "10", "--no-index"]) == 0
         return ids(store)
@@ -53,7 +54,7 @@ def test_new_version_takes_the_place_of_all_pieces(bring: Bring, tmp_path: Path)
     assert bring({"a": text(3)}) == ["a", *pieces("b", 3), "c"]  # no longer divided
     assert bring({"a": text(20), "c": text(5)}) == [*pieces("a", 2), *pieces("b", 3), "c"]  # divided again
     assert bring({"a": text(20), "b": text(30)}) == [*pieces("a", 2), *pieces("b", 3), "c"]  # the same
-    assert bring({"c": text(40), "a": text(2)}, "--limit", "3") == [
+    assert bring({"c": text(40), "a": text(2)}, "upsert", "--limit", "3") == [
         *pieces("a", 2),
         *pieces("b", 3),
         "c",
@@ -79,3 +80,14 @@ def test_passages_that_somebody_else_has_numbered_stay(bring: Bring) -> None:
     bring({"x:0": text(10), "x:1": text(10), "x:2": text(7), "y:0": text(9), "y:1": text(9)})
     assert bring({"x:0": text(9), "x:1": text(10)}) == ["x:0", "x:1", "x:2", "y:0", "y:1"]
     assert bring({"y": text(4)}) == ["x:0", "x:1", "x:2", "y", "y:0", "y:1"]
+
+
+def test_article_that_is_there_is_not_added_in_another_version(
+    bring: Bring, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = bring({"a": text(40), "b": text(5)})
+    capsys.readouterr()
+    longer = {"a": text(60), "b": text(30)}
+    assert bring(longer, "add") == before
+    assert "9 there already" in capsys.readouterr().out
+    assert bring({"a": text(4), "c": text(4)}, "add") == [*before, "c"]

@@ -152,6 +152,15 @@ def test_an_index_of_another_store_is_refused(path: Path) -> None:
             open_index(store)
 
 
+def test_index_of_an_older_format_names_the_command_that_rebuilds_it(path: Path) -> None:
+    file = path / "bm25" / "index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 1}))
+    with pytest.raises(InputError, match=rf"format 1, .*; build it anew with: python -m btr\.store index {path}$"):
+        found(path, "salt")
+    assert command.main(["index", str(path)]) == 0
+    assert found(path, "salt") == ["p0", "p1", "p2"]
+
+
 def test_merge_keeps_the_first_of_two(path: Path, capsys: Capture) -> None:
     other = Path(shutil.copytree(path, path.with_name("other.btr")))
     assert (

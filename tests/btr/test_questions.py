@@ -47,10 +47,10 @@ def test_dev_split_comes_before_others(tmp_path: Path) -> None:
     assert find_file("fever", str(tmp_path)) == str(whole)
 
 
-def test_questions_without_answers_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_questions_without_answers_are_kept_apart(tmp_path: Path) -> None:
     file = write(tmp_path / "two.jsonl", ROWS["squad"], *[ROWS["squad"] | {"answers": []}] * 2)
     asked = find_questions(str(file))
-    assert (len(asked.questions), asked.without) == (1, 2)
+    assert (len(asked.questions), len(asked.unanswerable)) == (1, 2)
 
 
 @pytest.mark.parametrize(("task", "kind"), [("nq", "question"), ("fever", "claim"), ("mmlu", "choice")])
