@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from btr.command import Parser
 from btr.config import MODES, Mode
 from btr.errors import InputError
 
@@ -57,7 +58,7 @@ def _flag(name: str) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command, a flag for every setting."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m btr.serve",
         description="Serve answers from a store: an HTTP API and a page to ask it from.",
         epilog="Each setting can also stand in a TOML file (--config), or as BTR_NAME, in capitals, in the "

@@ -23,7 +23,7 @@ print(kernels.expand(np.ones((1, 1), np.uint64), 1, one * np.float32(1.005859375
 
 
 def run(home: Path) -> list[str]:
-    """Expand three quarters of a place of bfloat16 above 1, in a process that has the kernels of `home`; returns what it printed."""
+    """Expand three quarters of a place above 1, with the kernels of `home`, in a process; returns what it printed."""
     environment = os.environ | {"PYTHONPATH": str(home), "NUMBA_CACHE_DIR": str(home / "cache"), "BTR_KERNELS": "numba"}
     done = subprocess.run([sys.executable, "-c", EXPAND], cwd=home, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
