@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from btr import __version__, kernel_bench, plots
+from btr.command import Parser, check_file, check_least
 from btr.config import MODES
 from btr.contenders import SPLIT, TRANSFORMERS, contenders, make_texts, random_reader, store_of
 from btr.errors import InputError
@@ -29,7 +30,7 @@ ROUNDED = ("int8", "pruned-int8")  # rows that are only there if they are asked 
 
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    main = argparse.ArgumentParser(
+    main = Parser(
         prog="btr bench",
         description="Seconds per question in the modes full, float and binary, and of transformers: Fusion-in-Decoder "
         "for a T5 shape, BertForQuestionAnswering over all passages for a BERT shape.",
@@ -77,9 +78,8 @@ def numbers(text: str) -> list[int]:
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time all that was asked for, at each number of passages."""
-    for name in ("questions", "passage_tokens", "question_tokens", "new_tokens", "runs"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; use 1 or more")
+    check_least(options, 1, "questions", "passage_tokens", "question_tokens", "new_tokens", "runs")
+    check_least(options, 0, "prune")
     unknown = sorted(set(options.only) - set(NAMES) - set(ROUNDED))
     if unknown:
         raise InputError(f"--only {','.join(unknown)}: not known; choose of {', '.join(NAMES)}")
@@ -200,7 +200,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run `btr bench`; returns the exit code."""
     options = parser().parse_args(argv)
     try:
-        if options.plot:
+        if options.plot is not None:
+            check_file("--plot", options.plot)
             plots.check(options.plot)
         if options.kernels is not None:
             rates = kernel_figures(options)

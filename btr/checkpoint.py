@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
+from tokenizers import BertWordPieceTokenizer, Tokenizer
 from torch import Tensor, nn
 
 from btr.bert import Bert
@@ -27,12 +27,12 @@ from btr.config import BertConfig, Calibration, ConfigError, ReaderConfig, T5Con
 from btr.errors import InputError
 from btr.fid import FiD
 from btr.model import Model
-from btr.names import HEAD, bert_tensors, fit, fit_bert, fit_written, t5_tensors, written_tensors
+from btr.names import HEAD, bert_tensors, fit, fit_bert, fit_written, t5_name, t5_tensors, written_tensors
 from btr.skim import Skim
 from btr.span import SpanReader
 from btr.split import SplitBert
 from btr.t5 import T5
-from btr.weights import first_line, read_json, read_tensors, read_weights
+from btr.weights import first_line, read_json, read_tensors, read_weights, refuse_pointer
 
 SKIM = "skim.safetensors"
 
@@ -46,13 +46,15 @@ def load_t5(folder: Path, dtype: torch.dtype) -> T5:
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise InputError(f"dtype is {dtype}; T5 overflows in float16: use float32 or bfloat16")
-    tensors = read_tensors(folder)
+    tensors = {t5_name(name): tensor for name, tensor in read_tensors(folder).items()}
     shared = tensors.get("shared.weight", tensors.get("encoder.embed_tokens.weight"))
     head = tensors.get("lm_head.weight")
     # Read the tensors, not the flag: tied heads are often saved twice, untied ones under a config that says tied.
     tied = head is None or (shared is not None and torch.equal(head.float(), shared.float()))
     try:
         config = T5Config.from_hf(read_json(folder / "config.json"), tied)
+        if not config.num_layers:
+            raise ConfigError("num_layers is 0; use a T5 with an encoder")
         with torch.device("meta"):
             model = T5(config)
     except (ConfigError, TypeError, RuntimeError) as error:
@@ -70,20 +72,25 @@ def load_t5(folder: Path, dtype: torch.dtype) -> T5:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load tokenizer.json, or convert spiece.model by way of transformers.
+    """Load tokenizer.json, or make it of a BERT's vocab.txt, or of a T5's spiece.model by way of transformers.
 
     Raises:
-        InputError: neither is there, or it is damaged.
+        InputError: none is there, or it is damaged.
     """
     path = folder / "tokenizer.json"
     if path.exists():
+        refuse_pointer(path)
         try:
             return Tokenizer.from_file(str(path))
         except Exception as error:
             raise InputError(f"{path}: not a tokenizer ({first_line(error)}); copy the file again") from error
     pieces = folder / "spiece.model"
     if not pieces.exists():
-        raise InputError(f"{folder}: no tokenizer.json or spiece.model; save the tokenizer next to config.json")
+        if (folder / "vocab.txt").exists():
+            return load_wordpiece(folder)
+        cure = "save the tokenizer next to config.json"
+        raise InputError(f"{folder}: no tokenizer.json, vocab.txt or spiece.model; {cure}")
+    refuse_pointer(pieces)
     missing = [name for name in ("sentencepiece", "google.protobuf") if not importable(name)]
     if missing:
         raise InputError(
@@ -96,6 +103,26 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         return AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer
     except Exception as error:  # what it says is about the ways it tried after this one
         raise InputError(f"{pieces}: not a SentencePiece model; copy the file again") from error
+
+
+def load_wordpiece(folder: Path) -> Tokenizer:
+    """Make the tokenizer of a BERT from vocab.txt, and from what tokenizer_config.json says of case and accents.
+
+    Raises:
+        InputError: a vocabulary without BERT's special tokens.
+    """
+    path, settings = folder / "vocab.txt", folder / "tokenizer_config.json"
+    refuse_pointer(path)
+    facts = read_json(settings) if settings.exists() else {}
+    try:
+        return BertWordPieceTokenizer(
+            str(path),
+            lowercase=facts.get("do_lower_case", True),
+            strip_accents=facts.get("strip_accents"),
+            handle_chinese_chars=facts.get("tokenize_chinese_chars", True),
+        )._tokenizer
+    except Exception as error:  # what is not there, or not UTF-8
+        raise InputError(f"{path}: not a BERT's vocabulary ({first_line(error)}); copy the file again") from error
 
 
 def importable(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Shapes and settings of a reader: frozen values, unknown keys refused."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -12,6 +13,27 @@ MODES: tuple[Mode, ...] = ("full", "float", "binary")
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line."""
+
+
+def check_numbers(config: "T5Config | BertConfig", least: dict[str, int], tokens: tuple[str, ...]) -> None:
+    """Refuse whole numbers below the least that makes sense, and ids of tokens that the vocabulary has not.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    for name in (*least, *tokens):
+        value = getattr(config, name)
+        if type(value) is not int or value < least.get(name, 0):
+            raise ConfigError(f"{name} is {value!r}; use an integer of at least {least.get(name, 0)}")
+    for name in tokens:
+        if getattr(config, name) >= config.vocab_size:
+            raise ConfigError(f"{name} is {getattr(config, name)}; vocab_size is {config.vocab_size}, use an id below")
+
+
+def check_amount(name: str, value: object, below: float = math.inf) -> None:
+    """Raise ConfigError for what is no number from 0 to `below`, which it may not be."""
+    if not isinstance(value, int | float) or not 0 <= value < below:
+        raise ConfigError(f"{name} is {value!r}; use a number of at least 0 and below {below:g}")
 
 
 @dataclass(frozen=True)
@@ -44,6 +66,18 @@ class T5Config:
             raise ConfigError(
                 f"feed_forward_proj is {self.feed_forward_proj!r}; known: 'relu' (T5 1.0), 'gated-gelu' (T5 1.1)"
             )
+        sizes = dict.fromkeys(("vocab_size", "d_model", "d_kv", "d_ff", "num_decoder_layers", "num_heads"), 1)
+        buckets = {"relative_attention_num_buckets": 4, "relative_attention_max_distance": 2}
+        tokens = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
+        check_numbers(self, sizes | buckets | {"num_layers": 0}, tokens)
+        count, most = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if most <= count // 2:
+            raise ConfigError(
+                f"relative_attention_num_buckets is {count} and relative_attention_max_distance {most}; the "
+                "second has to be more than half of the first"
+            )
+        check_amount("dropout_rate", self.dropout_rate, 1)
+        check_amount("layer_norm_epsilon", self.layer_norm_epsilon)
 
     @property
     def gated(self) -> bool:
@@ -58,7 +92,7 @@ class T5Config:
             ConfigError: not a T5, or a value out of what this implementation knows.
         """
         if hf.get("model_type") != "t5":
-            raise ConfigError(f"model_type is {hf.get('model_type')!r}, expected 't5'; BTR reads T5 checkpoints")
+            raise ConfigError(f"model_type is {hf.get('model_type')!r}; btr reads T5 ('t5') and BERT ('bert')")
         names = {f.name for f in fields(cls)}
         known = {key: value for key, value in hf.items() if key in names and value is not None}
         known.setdefault("num_decoder_layers", known.get("num_layers", cls.num_layers))
@@ -93,6 +127,17 @@ class BertConfig:
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        least = dict.fromkeys((*names, "max_position_embeddings", "type_vocab_size"), 1)
+        check_numbers(self, least, ("pad_token_id",))
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden_size is {self.hidden_size} and num_attention_heads {self.num_attention_heads}; use a "
+                "number of heads that divides it"
+            )
+        check_amount("layer_norm_eps", self.layer_norm_eps)
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> "BertConfig":

@@ -21,6 +21,7 @@ import torch
 from btr import plots
 from btr.answer import Answer
 from btr.checkpoint import digest
+from btr.command import Parser, check_file, check_least
 from btr.config import MODES, Mode
 from btr.corpus import Passage, Question
 from btr.dense.fusion import KINDS
@@ -38,9 +39,7 @@ from btr.tasks import fever_label, mmlu_letter
 
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    main = argparse.ArgumentParser(
-        prog="btr eval", description="Score a reader's answers, with 95 %% bootstrap intervals."
-    )
+    main = Parser(prog="btr eval", description="Score a reader's answers, with 95 %% bootstrap intervals.")
     add = main.add_argument
     add("task", metavar="TASK", help=f"{', '.join(TASKS)}; or a file of questions with answers, in any known format")
     add("--data", metavar="PATH", help="a named task's file, or a folder of tasks; default: the Hugging Face hub")
@@ -222,11 +221,12 @@ def read_counts(name: str, text: str | None, least: int) -> list[int]:
 
 
 def check_outputs(options: argparse.Namespace) -> None:
-    """Refuse, before hours of work, what could not be written after them."""
+    """Refuse, before hours of work, what could not be written after them, and numbers of nothing."""
+    check_least(options, 1, "limit", "max_new_tokens")
     for name in ("out", "json", "plot"):
         path = getattr(options, name)
-        if path and path != "-" and not Path(path).absolute().parent.is_dir():
-            raise InputError(f"--{name} {path}: no such folder; make it first")
+        if path is not None and path != "-":
+            check_file(f"--{name}", path)
     if options.plot:
         plots.check(options.plot)
 
@@ -360,11 +360,15 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if options.json not in (None, "-"):
-        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(figures) if options.json == "-" else table(figures))
-    if options.plot:
-        plots.draw(figures, options.plot)
+    try:
+        if options.json not in (None, "-"):
+            Path(options.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        if options.plot:
+            plots.draw(figures, options.plot)
+    except OSError as error:  # what could be written before the work, and cannot after it; the figures are printed
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

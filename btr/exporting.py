@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
+from btr.command import check_file
 from btr.errors import InputError
 from btr.storage import Encoded, Store
 
@@ -26,6 +27,7 @@ def export(store: Store, out: str | None, bits: bool) -> int:
     """
     if out is None:
         return _write(store, sys.stdout, bits)
+    check_file("--out", out)
     temporary = Path(f"{out}.writing")
     try:
         with open(temporary, "w", encoding="utf-8") as file:

@@ -22,6 +22,7 @@ BERT_TOP = {
     "embedding_norm": "LayerNorm",
 }
 HEAD = "qa_outputs"
+OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # of checkpoints from TensorFlow
 
 
 def hf_name(name: str, gated: bool) -> str:
@@ -113,9 +114,24 @@ def bert_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return names
 
 
+def bert_name(name: str) -> str:
+    """Return the name of today of a tensor of a BERT, alone or under a head."""
+    for old, new in OLD.items():
+        if name.endswith(old):
+            name = name.removesuffix(old) + new
+    return name if name.startswith(("bert.", HEAD)) else f"bert.{name}"
+
+
+def t5_name(name: str) -> str:
+    """Return transformers' name of a tensor of a T5, which Fusion-in-Decoder's own code wraps on its encoder."""
+    if name.startswith("encoder.encoder."):
+        name = re.sub(r"^(encoder\.block\.\d+\.)module\.", r"\1", name.removeprefix("encoder."))
+    return name
+
+
 def fit_bert(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Find each parameter of BERT and of the head among tensors; returns ours -> tensor, and misfits."""
-    there = {name if name.startswith(("bert.", HEAD)) else f"bert.{name}": value for name, value in tensors.items()}
+    there = {bert_name(name): value for name, value in tensors.items()}
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     found, wrong, used = {}, [], set()
     for name, parts in bert_names(model).items():

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from btr import __version__
+from btr.command import Parser, check_least
 from btr.corpus import Passage
 from btr.dense.build import Embedding
 from btr.dense.fusion import DENSE
@@ -46,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     Raises:
         InputError: a number that is not positive.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="btr precompute", description="Read a corpus once and keep every token as bits, in a store to answer from."
     )
     add = parser.add_argument
@@ -73,10 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dry-run", action="store_true", help="say what it would take, from a sample of the corpus; write nothing")
     add("--json", action="store_true", help="print the summary as JSON")
     options = parser.parse_args(argv)
-    for name in ("limit", "words", "workers", "shard_passages"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; use 1 or more")
+    check_least(options, 1, "limit", "words", "workers", "shard_passages")
     if not 1 <= options.codes <= MOST_CODES:
         raise InputError(f"--codes is {options.codes}; use 1 to {MOST_CODES}")
     return options

@@ -70,7 +70,7 @@ def text_of(model: Model, tokenizer: Tokenizer) -> Generative | Extractive:
 class Reader:
     """A reader over text: Fusion-in-Decoder (T5, or BERT with a T5's decoder), or one that points at spans (BERT).
 
-    Not thread-safe in `calibrate`; answering changes nothing.
+    Not thread-safe in `calibrate`; answering changes nothing. In a forked process it computes on one thread.
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, name: str = "") -> None:

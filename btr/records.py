@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import zstandard
 
-from btr.errors import InputError
+from btr.errors import InputError, check_fetched
 
 CHUNK = 1 << 20  # bytes asked of a plain file or a decompressor at a time
 ZSTD_CHUNK = 1 << 13  # compressed bytes at a time: repetitive data grows ten thousandfold
@@ -149,6 +149,7 @@ def open_records(path: str, from_lines: Callable[[Iterator[Line]], Iterator[Reco
     chunks, head = read_chunks(path), b""
     while not head.strip() and (chunk := next(chunks, None)) is not None:
         head += chunk
+    check_fetched(path, head)
     whole = itertools.chain((head,), chunks)
     start = head.lstrip()
     if start.startswith(b"{"):

@@ -10,6 +10,7 @@ from typing import Any
 
 from btr import __version__, exporting, indexed
 from btr.articles import held, words_of
+from btr.command import Parser, check_least
 from btr.errors import InputError
 from btr.latency import measure
 from btr.progress import say
@@ -259,7 +260,7 @@ def latency(arguments: argparse.Namespace) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command's settings."""
-    parser = argparse.ArgumentParser(prog="btr store", description=__doc__)
+    parser = Parser(prog="btr store", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function: Callable[[argparse.Namespace], int], purpose: str) -> Any:
@@ -299,9 +300,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     more("--bits", action="store_true", help="with their token ids, scales and signs, in base64")
     command(index, "build the BM25 index anew")
     arguments = parser.parse_args(argv)
-    for name in ("limit", "workers", "passages"):
-        if getattr(arguments, name, None) is not None and getattr(arguments, name) < 1:
-            raise InputError(f"--{name} is {getattr(arguments, name)}; use 1 or more")
+    check_least(arguments, 1, "limit", "workers", "passages")
     return arguments
 
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from btr.errors import InputError
+from btr.errors import POINTER, InputError, check_fetched
 
-WANTED = ["*.json", "*.safetensors", "*.bin", "spiece.model"]
+WANTED = ["*.json", "*.safetensors", "*.bin", "spiece.model", "vocab.txt"]
 # in the order of transformers: a file that save_pretrained has just written comes before the shards of an older one
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -50,6 +50,7 @@ def first_line(error: Exception) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; InputError names the file."""
+    refuse_pointer(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -83,9 +84,31 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read one file of tensors; InputError names the file."""
     if not path.exists():
         raise InputError(f"{path}: no such file; copy it next to config.json")
+    refuse_pointer(path)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+            found = load_file(path)
+        else:
+            found = dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # safetensors, zip and pickle fail in many ways
         raise InputError(f"{path}: damaged weights ({first_line(error)}); copy the file again") from error
+    if wrong := [name for name, tensor in found.items() if not is_finite(tensor)]:
+        raise InputError(
+            f"{path}: {len(wrong)} tensors hold infinities or NaN ({wrong[0]}); copy the file again, or take a "
+            "checkpoint from before the training failed"
+        )
+    return found
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether all of a tensor's values are; by its sum, which is quick, and by each where that is not finite."""
+    if not tensor.is_floating_point() or bool(tensor.sum(dtype=torch.float32).isfinite()):
+        return True
+    return bool(tensor.isfinite().all())
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise InputError for what Git LFS leaves in place of a file that was not fetched."""
+    if path.is_file():
+        with path.open("rb") as file:
+            check_fetched(str(path), file.read(len(POINTER)))

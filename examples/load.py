@@ -160,7 +160,9 @@ async def soak(where: tuple[str, int, str], bodies: Sequence[bytes], clients: in
 
 def main() -> None:
     """Run the table, or the soak."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--url", default="http://127.0.0.1:8080")
     parser.add_argument("--questions", default="corpus/questions.jsonl", help="JSON lines with a field question")
     parser.add_argument("--clients", default="1,4,16,64,96", help="numbers of clients, one after the other")

@@ -1,8 +1,10 @@
 """Compile kernels with Numba, and let one parallel loop run at a time: what the modules of machine code share."""
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,26 @@ intrinsic_: Any = intrinsic
 config_: Any = config
 
 
+def sources() -> str:
+    """Return 12 hexadecimal digits over the text of all modules beside this one, which kernels call across."""
+    hasher = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        hasher.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return hasher.hexdigest()[:12]
+
+
+SOURCES = sources()
+
+
 def compiled(**settings: bool) -> Callable[[Callable[..., Any]], Any]:
-    """Compile at the first call, cached on disk if Numba finds a place for it, to run without the interpreter lock."""
+    """Compile at the first call, cached on disk if Numba finds a place for it, to run without the interpreter lock.
+
+    Numba names a cached file after the function and trusts it while the function's own module is as it was, whatever
+    happens to those that it calls; so the name holds what all modules say.
+    """
 
     def decorate(function: Callable[..., Any]) -> Any:
+        function.__qualname__ += f"_{SOURCES}"
         try:
             return njit_(cache=True, nogil=True, **settings)(function)
         except RuntimeError:  # no cache directory is writable

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import btr
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"btr": "btr", "btr.kernels": "kernels", "btr.storage": "storage", "btr.train": "train"}
 MAX_LINES = 400
+USERS = ("plots", "gpus", "ray")  # extras for who uses the package, not for who tests it
 
 MATHS = {
     f"btr.{name}"
@@ -183,6 +185,22 @@ def test_wrong_arrow_is_seen(module: str, source: str) -> None:
 )
 def test_right_arrow_is_let_through(module: str, source: str) -> None:
     assert all(is_allowed(module, target) for target in imports_of(module, source))
+
+
+def declared() -> set[str]:
+    """Return the packages that setup.py says are needed, or are for an option, by the names they are imported by."""
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    lists = {word.arg: word.value for node in ast.walk(tree) if isinstance(node, ast.Call) for word in node.keywords}
+    extras = ast.literal_eval(lists["extras_require"])
+    wanted = [*ast.literal_eval(lists["install_requires"]), *(line for name in USERS for line in extras[name])]
+    return {re.split("[<>=~! ]", line)[0].replace("-", "_") for line in wanted}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_package_imported_is_declared(module: str) -> None:
+    """One that another package brings along today may be gone tomorrow."""
+    imports = imports_of(module, MODULES[module].read_text(encoding="utf-8"))
+    assert {name.split(".")[0] for name in imports} - declared() - {"btr"} == set()
 
 
 @pytest.mark.parametrize("room", [*ROOMS.values(), "tests", "bench"])

@@ -9,6 +9,7 @@ import torch
 
 from btr.bert_fid import BertFiD
 from btr.checkpoint import save_reader
+from btr.command import check_file
 from btr.config import ConfigError
 from btr.corpus import read_passages
 from btr.errors import InputError
@@ -128,6 +129,9 @@ def silent(line: str) -> None:
 def execute(argv: Sequence[str]) -> None:
     """Run the command that a command line names."""
     options = parse(expand(argv))
+    if options.command in ("tokenizer", "neighbours"):
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+        check_file("--out", options.out)
     if options.command == "tokenizer":
         train_tokenizer(read_passages(options.text, limit=options.passages), options.size, Path(options.out))
     elif options.command == "vocabulary":

@@ -20,6 +20,7 @@ from btr.checkpoint import save_reader
 from btr.config import Mode
 from btr.errors import InputError
 from btr.model import Model
+from btr.span import SpanReader
 from btr.train.dev import Dev, better, describe
 from btr.train.folder import CURE, RunFolder
 from btr.train.losses import passage_tokens
@@ -113,7 +114,9 @@ class Trainer:
         # dropout too is a function of (seed, step)
         torch.manual_seed((self.schedule.seed * 1_000_003 + self.step) * processes.count + processes.index)
         total: dict[str, Tensor] = {}
-        for piece, share in list(zip(pieces, weigh(pieces), strict=True))[processes.index :: processes.count]:
+        some = isinstance(self.student, SpanReader) and mode != "full"
+        weights = weigh(pieces, self.stage, self.student.config.unread if some else ())
+        for piece, share in list(zip(pieces, weights, strict=True))[processes.index :: processes.count]:
             with torch.autocast(processes.device.type, torch.bfloat16):
                 losses = self.loss(tuple(tensor.to(processes.device) for tensor in piece), mode)
             shared = {name: loss * share[name] for name, loss in losses.items()}

@@ -101,14 +101,18 @@ def within(targets: Tensor, pointable: Tensor) -> Tensor:
     return torch.stack((first, last), -1).masked_fill(targets < 0, -1)
 
 
+def top_count(candidates: Tensor, ratio: float) -> Tensor:
+    """Return ceil(ratio * count) of numbers of candidates; float64."""
+    return (candidates.double() * ratio - 1e-9).ceil()  # floats make 0.3 * 90 a little more than 27
+
+
 def top_tokens(scores: Tensor, candidates: Tensor, ratio: float) -> Tensor:
     """Choose in each row the ceil(ratio * count) best-scored candidates: scores (R, T), bool (R, T) -> bool (R, T).
 
     Equal scores go to the earlier token.
     """
     ranked = scores.masked_fill(~candidates, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    # float32 makes 0.3 * 90 a little more than 27, of which the ceiling is 28
-    count = (candidates.sum(1, keepdim=True).double() * ratio - 1e-9).ceil()
+    count = top_count(candidates.sum(1, keepdim=True), ratio)
     chosen = torch.zeros_like(candidates)
     chosen.scatter_(1, ranked, torch.arange(scores.shape[1], device=scores.device)[None].expand_as(ranked) < count)
     return chosen & candidates

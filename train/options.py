@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
+from btr import command
 from btr.config import CALIBRATIONS, MODES, T5_SHAPES, Mode
 from btr.errors import InputError
 from btr.train.schedule import OPTIMISERS, RATES
@@ -16,12 +17,12 @@ COUNTS = (
     *("size", "limit", "top", "batch", "passages", "row_tokens", "question_tokens", "answer_tokens", "text_passages"),
     *("bits", "text_words", "accumulate", "dev_every", "dev_limit", "dev_passages"),
 )
-AMOUNTS = ("steps", "learning_rate", "warmup", "weight_decay", "save_every", "temperature")
+AMOUNTS = ("steps", "learning_rate", "warmup", "weight_decay", "save_every", "temperature", "decoder_layers")
 LEAST = dict.fromkeys(COUNTS, 1) | dict.fromkeys(AMOUNTS, 0)
 SHARES = ("blanks", "corruption", "text_share", "top_ratio", "floor", "unanswerable")  # options between 0 and 1
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(command.Parser):
     """Raise InputError where argparse would leave."""
 
     def error(self, message: str) -> NoReturn:

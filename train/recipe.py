@@ -46,7 +46,7 @@ def expand(argv: Sequence[str]) -> list[str]:
     Raises:
         InputError: no such recipe, or it does not fit.
     """
-    finder = Parser(prog="btr train", add_help=False, allow_abbrev=False)
+    finder = Parser(prog="btr train", add_help=False)
     finder.add_argument("--config")
     name = finder.parse_known_args(list(argv))[0].config
     if name is None or argv[0] not in STAGES:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from btr.command import Parser, check_least
 from btr.dense import bench
 from btr.dense.build import CHUNK, build, is_store, read_corpus, read_store
 from btr.dense.calibrate import calibrate
@@ -25,7 +26,7 @@ PERIOD = 10.0  # seconds between lines of progress
 
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    main = argparse.ArgumentParser(prog="btr retrieve", description="Find passages by meaning, by words, or by both.")
+    main = Parser(prog="btr retrieve", description="Find passages by meaning, by words, or by both.")
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_build(commands)
     find = add_command(commands, "search", "print the best passages for questions", search)
@@ -177,10 +178,7 @@ def say(line: str) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Raise InputError for a number out of range."""
-    for name in ("top", "limit", "words", "codes"):
-        value = getattr(options, name, None)
-        if value is not None and value < 1:
-            raise InputError(f"--{name} is {value}; use 1 or more")
+    check_least(options, 1, "top", "limit", "words", "codes")
     if options.command == "build" and options.codes > MOST_CODES:
         raise InputError(f"--codes is {options.codes}; use 1 to {MOST_CODES}")
     if options.command == "calibrate" and not 0 < options.keep <= 1:

@@ -222,11 +222,12 @@ def read_recipe(folder: Path) -> tuple[Recipe, Path | None]:
     if not (folder / MODULES).exists():
         return Recipe(), None
     recipe = Recipe(max_tokens=read_length(folder))
-    dense = None
+    dense, without = None, None
     for module in read_modules(folder):
         kind, path = str(module.get("type")).rpartition(".")[2], folder / str(module.get("path", ""))
         if kind == "Pooling":
             recipe = replace(recipe, pooling=read_pooling(path / "config.json"))
+            without = path if read_json(path / "config.json").get("include_prompt") is False else None
         elif kind == "Dense":
             if not str(read_json(path / "config.json").get("activation_function", "")).endswith("Identity"):
                 raise InputError(f"{path}: a linear layer with an activation, which is not supported; use another")
@@ -238,7 +239,10 @@ def read_recipe(folder: Path) -> tuple[Recipe, Path | None]:
     prompts = folder / "config_sentence_transformers.json"
     given = read_json(prompts).get("prompts") or {} if prompts.exists() else {}
     passage = given.get("passage") or given.get("document") or ""
-    return replace(recipe, query_prompt=given.get("query") or "", passage_prompt=passage), dense
+    recipe = replace(recipe, query_prompt=given.get("query") or "", passage_prompt=passage)
+    if without and (recipe.query_prompt or recipe.passage_prompt):
+        raise InputError(f"{without}: pools over all but the prompt, which is not supported; use another encoder")
+    return recipe, dense
 
 
 def read_modules(folder: Path) -> list[dict[str, Any]]:
@@ -254,12 +258,17 @@ def read_modules(folder: Path) -> list[dict[str, Any]]:
 
 def read_pooling(path: Path) -> Literal["mean", "cls"]:
     """Read which pooling a folder wants."""
-    chosen = {name for name, value in read_json(path).items() if name.startswith("pooling_mode_") and value is True}
-    if chosen == {"pooling_mode_mean_tokens"}:
+    found = read_json(path)
+    given = found.get("pooling_mode")  # sentence-transformers 5.4 and later; before it, a flag for each kind
+    named = [name for name, value in found.items() if name.startswith("pooling_mode_") and value is True]
+    flags = [name.removeprefix("pooling_mode_") for name in named]
+    chosen = [str(name) for name in given] if isinstance(given, list) else [str(given)] if given else flags
+    chosen = sorted(name.removesuffix("_tokens").removesuffix("_token") for name in chosen)
+    if chosen == ["mean"]:
         return "mean"
-    if chosen == {"pooling_mode_cls_token"}:
+    if chosen == ["cls"]:
         return "cls"
-    raise InputError(f"{path}: pooling {', '.join(sorted(chosen)) or 'unnamed'}; known: mean_tokens, cls_token")
+    raise InputError(f"{path}: pooling {', '.join(chosen) or 'unnamed'}; known: mean, cls")
 
 
 def read_length(folder: Path) -> int:

@@ -1,6 +1,8 @@
 """Settle how to serve: a file, over it `BTR_*` in the environment, over that the flags of the command line."""
 
 import argparse
+import difflib
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -8,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from btr.command import Parser
 from btr.config import MODES, Mode
 from btr.errors import InputError
 
@@ -57,7 +60,7 @@ def _flag(name: str) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command, a flag for every setting."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m btr.serve",
         description="Serve answers from a store: an HTTP API and a page to ask it from.",
         epilog="Each setting can also stand in a TOML file (--config), or as BTR_NAME, in capitals, in the "
@@ -98,7 +101,7 @@ def read_settings(flags: dict[str, Any], config: str | None = None) -> Settings:
     """Put the file, the environment and the flags together.
 
     Raises:
-        InputError: no such file, not TOML, an unknown setting in it, or a value out of range.
+        InputError: no such file, not TOML, an unknown setting in it or in the environment, or a value out of range.
     """
 
     class Sourced(Settings):
@@ -114,6 +117,12 @@ def read_settings(flags: dict[str, Any], config: str | None = None) -> Settings:
             file = [TomlConfigSettingsSource(settings_cls, config)] if config else []
             return (init_settings, env_settings, *file)
 
+    known = {f"BTR_{name.upper()}" for name in Settings.model_fields} | {"BTR_KERNELS"}
+    for variable in sorted(os.environ):
+        if (name := variable.upper()).startswith("BTR_") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+            raise InputError(f"{variable} in the environment is no setting ({hint}); rename or unset it")
     if config and not Path(config).is_file():
         raise InputError(f"--config {config}: there is no such file")
     try:

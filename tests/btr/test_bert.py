@@ -119,6 +119,18 @@ def test_scale_is_the_best_one(model: SpanReader) -> None:
             assert ((hidden - best).square().sum(-1) < (hidden - worse).square().sum(-1)).all()
 
 
+def test_scale_passes_no_gradient_to_what_it_scales(model: SpanReader) -> None:
+    """Of s * u_hat, with s fitted to both, the calibration gets s: else it would be moved to change s too."""
+    model = copy.deepcopy(model)
+    hidden, upstream = torch.randn(2, 50, 64, generator=torch.Generator().manual_seed(4))
+    h_hat, signs = model.binarized(hidden)
+    h_hat.backward(upstream)
+    with torch.no_grad():
+        given = upstream * model.fit(hidden, model.binarizer(hidden)[0])
+    grad = model.binarizer.magnitude.grad
+    assert grad is not None and torch.allclose(grad, (given * signs.detach()).sum(0), rtol=1e-4, atol=1e-4)
+
+
 def test_gradient_passes_the_signs(model: SpanReader) -> None:
     model = copy.deepcopy(model)
     model.rows(IDS, LENGTHS, ASKED, "binary").memory[:, 8].sum().backward()

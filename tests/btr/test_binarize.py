@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from btr import kernels
-from btr.binarize import SMALLEST_MAGNITUDE, SMALLEST_WEIGHT, Binarizer, safe_weight, straight_through_sign
+from btr.binarize import SMALLEST_MAGNITUDE, SMALLEST_WEIGHT, Binarizer, round_scale, safe_weight, straight_through_sign
 from btr.config import ReaderConfig, T5Config
 from btr.fid import FiD
 from btr.t5 import T5
@@ -131,6 +131,22 @@ def test_gradients_pass_straight_through() -> None:
     assert torch.allclose(u.grad, upstream * slope, atol=1e-5)
     assert torch.allclose(binarizer.mean.grad, (upstream * (1 - slope)).sum(0), atol=1e-4)
     assert torch.allclose(binarizer.magnitude.grad, (upstream * b.detach()).sum(0), atol=1e-4)
+
+
+def test_negative_magnitude_keeps_the_slope_of_its_size() -> None:
+    """The gradient is of tanh((u - mean) / |magnitude|): by the signed one it would be that of a step, nothing."""
+    binarizer, u = Binarizer(D), normal(30, D, seed=2).requires_grad_()
+    with torch.no_grad():
+        binarizer.magnitude.fill_(-0.5)
+    binarizer(u)[0].sum().backward()
+    assert torch.allclose(u.grad, -1 / torch.cosh(u.detach() / 0.5) ** 2, atol=1e-6)
+
+
+def test_scale_is_rounded_within_what_float16_has() -> None:
+    """To 3 bits of mantissa, and to no infinity: 61440 is the greatest of them, and 65504 would round beyond."""
+    scale = torch.tensor([1.0, 1.0625, 1.07, -3.3, 0.0, 61440.0, 65504.0, 1e6, -1e6, float("inf")])
+    expected = [1.0, 1.125, 1.125, -3.25, 0.0, 61440.0, 61440.0, 61440.0, -61440.0, 61440.0]
+    assert round_scale(scale).tolist() == expected
 
 
 @pytest.mark.parametrize("magnitude", [0.0, -0.5, -1e-9])

@@ -269,7 +269,7 @@ def only_index(path: Path, text: str) -> None:
 DAMAGED = [
     (lambda f: (f / "config.json").unlink(), r"no config.json, so this is not a reader; pass a folder"),
     (lambda f: (f / "model.safetensors").unlink(), r"no model.safetensors or pytorch_model.bin; copy the weights next"),
-    (lambda f: (f / "tokenizer.json").unlink(), r"no tokenizer.json or spiece.model; save the tokenizer"),
+    (lambda f: (f / "tokenizer.json").unlink(), r"no tokenizer.json, vocab.txt or spiece.model; save the tokenizer"),
     (lambda f: (f / "btr.safetensors").unlink(), r"k = 2 but btr.safetensors is missing; copy it too"),
     (lambda f: cut(f / "config.json"), r"config.json: cannot be read as JSON \(.*\); fetch"),
     (lambda f: cut(f / "btr_config.json"), r"btr_config.json: cannot be read as JSON"),
@@ -289,7 +289,7 @@ DAMAGED = [
     (lambda f: more_pieces(f / "tokenizer.json"), r"the tokenizer has \d+ pieces, the model 256; copy the one"),
     (lambda f: edit(f / "config.json", d_ff=48), r"21 tensors .*is \(96, 64\), expected \(48, 64\)\); copy"),
     (lambda f: edit(f / "config.json", num_layers=3), r"block.3.layer.*is of no layer there"),
-    (lambda f: edit(f / "config.json", model_type="bart"), r"config.json: model_type is 'bart', expected 't5'"),
+    (lambda f: edit(f / "config.json", model_type="bart"), r"config.json: model_type is 'bart'; btr reads T5"),
     (lambda f: edit(f / "config.json", d_model="64"), r"config.json: "),
     (lambda f: edit(f / "btr_config.json", colour=1), r"unknown keys in btr_config.json: colour"),
     (lambda f: edit(f / "btr_config.json", format_version=9), r"format 9 is newer than 1"),

@@ -63,8 +63,8 @@ def test_shape_goes_to_transformers_and_back(shape: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "bert"}, r"model_type is 'bert', expected 't5'"),
-        ({"model_type": None}, r"model_type is None, expected 't5'"),
+        ({"model_type": "bert"}, r"model_type is 'bert'; btr reads T5"),
+        ({"model_type": None}, r"model_type is None; btr reads T5"),
         ({"feed_forward_proj": "gated-silu"}, r"'gated-silu'; known: 'relu'.*'gated-gelu'"),
         ({"eos_token_id": [1, 2]}, r"eos_token_id is \[1, 2\]; one"),
     ],

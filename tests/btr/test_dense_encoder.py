@@ -85,6 +85,31 @@ def test_encoder_takes_the_first_token_and_prompts(folder: Path, tiny_bert: "Ber
     np.testing.assert_allclose(encoder.embed(["built"])[0], expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls", ["mean"]])
+def test_pooling_may_be_named_as_sentence_transformers_does_now(pooling: str | list[str], folder: Path) -> None:
+    """From 5.4 on: a name, and types in other modules."""
+    kind = pooling if isinstance(pooling, str) else pooling[0]
+    flags = {"pooling_mode_mean_tokens": kind == "mean", "pooling_mode_cls_token": kind == "cls"}
+    put(folder, "1_Pooling/config.json", flags)
+    expected = Encoder.from_pretrained(str(folder)).embed(TEXTS)
+    put(folder, "1_Pooling/config.json", {"embedding_dimension": 64, "pooling_mode": pooling, "include_prompt": True})
+    places = {"Transformer": "base.modules.transformer", "Pooling": "sentence_transformer.modules.pooling"}
+    named = json.loads((folder / "modules.json").read_text())
+    for module in named:
+        kind = module["type"].rpartition(".")[2]
+        module["type"] = f"sentence_transformers.{places.get(kind, 'base.modules')}.{kind}"
+    put(folder, "modules.json", named)
+    assert np.array_equal(Encoder.from_pretrained(str(folder)).embed(TEXTS), expected)
+
+
+def test_pooling_without_the_prompt_is_refused_where_there_is_one(folder: Path) -> None:
+    put(folder, "1_Pooling/config.json", {"pooling_mode": "mean", "include_prompt": False})
+    Encoder.from_pretrained(str(folder))
+    put(folder, "config_sentence_transformers.json", {"prompts": {"query": "who "}})
+    with pytest.raises(InputError, match="pools over all but the prompt"):
+        Encoder.from_pretrained(str(folder))
+
+
 def test_encoder_survives_the_disk(folder: Path, tmp_path: Path) -> None:
     encoder = Encoder.from_pretrained(str(folder))
     encoder.model.projection = torch.nn.Linear(64, 24)
@@ -122,7 +147,9 @@ WRONG: list[tuple[Callable[[Path], None], str]] = [
     (lambda f: put(f, "modules.json", modules("Transformer", "CNN")), "module 'CNN'; known: Transformer"),
     (lambda f: put(f, "modules.json", {"a": 1}), "not a list of modules"),
     (lambda f: (f / "modules.json").write_text("["), "cannot be read as JSON"),
-    (lambda f: put(f, "1_Pooling/config.json", {"pooling_mode_max_tokens": True}), "pooling pooling_mode_max_tokens"),
+    (lambda f: put(f, "1_Pooling/config.json", {"pooling_mode_max_tokens": True}), "pooling max; known: mean, cls"),
+    (lambda f: put(f, "1_Pooling/config.json", {"pooling_mode": ["mean", "max"]}), "pooling max, mean; known"),
+    (lambda f: put(f, "1_Pooling/config.json", {"embedding_dimension": 64}), "pooling unnamed; known"),
     (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
     (lambda f: (f / "config.json").unlink(), "no config.json"),
     (lambda f: put(f, "config.json", {"model_type": "mpnet"}), "model_type is 'mpnet', expected 'bert'"),
@@ -136,9 +163,10 @@ def test_wrong_folder_is_refused(folder: Path, spoil: Callable[[Path], None], me
         Encoder.from_pretrained(str(folder))
 
 
-def test_tokenizer_that_adds_nothing_is_refused(bert_folder: Path) -> None:
+def test_tokenizer_that_adds_nothing_is_refused(folder: Path) -> None:
+    put(folder, "tokenizer.json", json.loads((folder / "tokenizer.json").read_text()) | {"post_processor": None})
     with pytest.raises(InputError, match="the tokenizer makes nothing of an empty text"):
-        Encoder.from_pretrained(str(bert_folder))
+        Encoder.from_pretrained(str(folder))
 
 
 def test_activation_is_refused(folder: Path) -> None:

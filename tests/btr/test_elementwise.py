@@ -1,13 +1,24 @@
 """Activations and norms by the kernels against PyTorch's own."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from btr import elementwise
+from btr import elementwise, kernels
 from btr.elementwise import gelu, rms_norm
 
 EVERY = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def machine_code() -> Iterator[None]:
+    """What is tested here, whatever the environment names."""
+    before = kernels.backend()
+    kernels.use("numba")
+    yield
+    kernels.use(before)
 
 
 def test_kernels_are_used_where_they_can_be() -> None:
@@ -16,6 +27,15 @@ def test_kernels_are_used_where_they_can_be() -> None:
         assert not elementwise.possible(EVERY.float()) and not elementwise.possible(EVERY[1:])
         assert not elementwise.possible(EVERY.repeat(2)[::2])
     assert not elementwise.possible(EVERY)
+
+
+@torch.no_grad()
+def test_kernels_of_numpy_are_slower_than_pytorch_and_not_used() -> None:
+    kernels.use("numpy")
+    try:
+        assert not elementwise.possible(EVERY)
+    finally:
+        kernels.use("numba")
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])

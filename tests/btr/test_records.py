@@ -57,6 +57,12 @@ def test_records_damage_is_refused(tmp_path: Path, name: str) -> None:
         read(write(tmp_path / "file", bytes(packed)))
 
 
+def test_records_of_a_pointer_of_git_lfs_are_refused(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    with pytest.raises(InputError, match=r"file: a Git LFS pointer, .*; fetch it with: git lfs pull"):
+        read(write(tmp_path / "file", pointer))
+
+
 def test_records_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere: cannot be read \(No such file"):
         read(tmp_path / "nowhere")

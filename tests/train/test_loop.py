@@ -121,6 +121,31 @@ def test_dropout_is_a_function_of_seed_and_step(make_trainer: MakeTrainer, make_
     assert losses(1) == losses(2) != losses(1, seed=1)
 
 
+def test_dropout_is_another_one_in_each_step(make_trainer: MakeTrainer, make_reader: MakeReader) -> None:
+    """With weights that stay as they are, and one batch, nothing else is left to make a difference."""
+    for rate in (0.0, 0.3):
+        trainer = make_trainer(student=make_reader(dropout_rate=rate), learning_rate=0.0)
+        first, second = (trainer.train_step(following(0), "full")["task"] for _ in range(2))
+        assert (first == second) == (rate == 0)
+
+
+def test_gradient_is_clipped_to_the_schedules_norm(make_trainer: MakeTrainer) -> None:
+    def step(clip: float) -> tuple[float, float]:
+        trainer, seen = make_trainer(clip=clip), []
+        first = trainer.optimisers[0]
+        gradients = [p for _, p in trainer.named_parameters()]
+        first.register_step_pre_hook(
+            lambda *_: seen.append(
+                math.sqrt(sum(p.grad.square().sum().item() for p in gradients if p.grad is not None))
+            )
+        )
+        return trainer.train_step(following(0), "full")["gradient"], seen[0]
+
+    whole, same = step(math.inf)
+    assert same == pytest.approx(whole, rel=1e-5)
+    assert step(whole / 8) == pytest.approx((whole, whole / 8), rel=1e-4)
+
+
 def test_calibration_is_that_of_the_passages(make_trainer: MakeTrainer, make_reader: MakeReader) -> None:
     trainer = make_trainer(student=make_reader(dropout_rate=0.3))
     batch = following(0)

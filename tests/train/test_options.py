@@ -85,6 +85,8 @@ REFUSED = {
     "--passages 2,0": "argument --passages: '2,0' is not a number above 0, or several as in 2,2,4",
     "--passages x": "argument --passages: 'x' is not a number above 0",
     "--batch x": "argument --batch: invalid int value: 'x'; see: btr train reader --help",
+    "--decoder-layers -1": "--decoder-layers is -1; give at least 0",
+    "--conf default": "unrecognized arguments: --conf default; see: btr train --help",
     "--bach 3": "unrecognized arguments: --bach 3; see: btr train --help",
     "--distill some": "argument --distill: invalid choice: 'some'",
 }

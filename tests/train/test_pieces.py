@@ -2,11 +2,14 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
+from btr.checkpoint import configured
 from btr.config import Mode
 from btr.fid import FiD
 from btr.reader import Reader
@@ -18,6 +21,7 @@ from btr.train.stages import Stage
 MakeReader = Callable[..., FiD]
 Gradients = dict[str, Tensor]
 ALL = {"task": 1.0, "answers": 1.0, "recovery": 1.0}
+PLAIN = Stage("all", (("binary", 1.0),), ALL)
 
 
 def written(questions: int) -> tuple[Tensor, ...]:
@@ -51,13 +55,17 @@ def spanning(reader: Reader, noise: float = 0.0) -> SpanReader:
 
 
 def learn(
-    student: FiD | SpanReader, teacher: FiD | SpanReader, inputs: tuple[Tensor, ...], pieces: int
+    student: FiD | SpanReader,
+    teacher: FiD | SpanReader,
+    inputs: tuple[Tensor, ...],
+    pieces: int,
+    stage: Stage = PLAIN,
 ) -> tuple[dict[str, float], Gradients]:
     """Return losses and gradients of a batch, read in so many pieces."""
-    stage = Stage("all", (("binary", 1.0),), ALL)
     objective = build_objective(student, stage)
-    parts, total = split(inputs, pieces), dict.fromkeys(ALL, 0.0)
-    for part, share in zip(parts, weigh(parts), strict=True):
+    parts, total = split(inputs, pieces), dict.fromkeys(stage.losses, 0.0)
+    unread = student.config.unread if isinstance(student, SpanReader) else ()
+    for part, share in zip(parts, weigh(parts, stage, unread), strict=True):
         losses = objective(student, teacher, part, "binary")
         shared = {name: loss * share[name] for name, loss in losses.items()}
         torch.stack(list(shared.values())).sum().backward()
@@ -96,17 +104,45 @@ def test_pieces_of_an_extractive_batch_add_up(span_reader: Reader, pieces: int) 
     assert alike(gradients, found)
 
 
+@pytest.mark.parametrize("unread", [(), tuple(range(10, 30))])
+@pytest.mark.parametrize("distill", ["all", "top"])
+def test_pieces_of_a_distillation_of_spans_add_up(
+    span_reader: Reader, distill: Literal["all", "top"], unread: tuple[int, ...]
+) -> None:
+    """Exactly where the teacher's states are all as large, which is where its last norm neither scales nor shifts."""
+    student, teacher = spanning(span_reader), spanning(span_reader, noise=0.02).eval()
+    student = configured(student, replace(student.config, unread=unread))
+    assert isinstance(student, SpanReader)
+    teacher.bert.layers[-1].norm.reset_parameters()
+    stage = replace(PLAIN, weights={**ALL, "distillation": 1.0}, distill=distill)
+    batch = uneven(4)
+    whole, gradients = learn(student, teacher, batch, 1, stage)
+    losses, found = learn(student, teacher, batch, 4, stage)
+    assert losses == pytest.approx(whole, rel=1e-5)
+    assert alike(gradients, found)
+
+
+def uneven(questions: int) -> tuple[Tensor, ...]:
+    """Make rows for a span reader whose questions are of 2 to 5 tokens, and passages long where questions are short."""
+    ids, lengths, asked, targets, _ = pointed(questions)
+    asked = 2 + torch.arange(2 * questions) // 2 % 4
+    places, lengths = torch.arange(10)[None], 11 - asked // 2
+    targets = torch.full_like(targets, -1)
+    targets[:, 0] = 5
+    return ids, lengths, asked, targets, (places == 0) | ((places >= asked[:, None]) & (places < lengths[:, None]))
+
+
 def test_pieces_weigh_what_they_hold() -> None:
     ids, lengths, asked, labels = written(6)
     parts = split((ids, lengths, asked, labels), 3)
-    shares = weigh(parts)
+    shares = weigh(parts, PLAIN)
     answers, passages = (labels != -100).sum(1), (lengths - asked).view(6, 2).sum(1)
     for n, share in enumerate(shares):
         two = slice(2 * n, 2 * n + 2)
         assert share["task"] == share["cross"] == int(answers[two].sum()) / int(answers.sum())
         assert share["recovery"] == pytest.approx(float(passages[two].sum() / passages.sum()))
     assert len({share["task"] for share in shares}) == len({share["recovery"] for share in shares}) == 3
-    assert [share["task"] for share in weigh(split(pointed(6), 3))] == [1 / 3] * 3  # a mean over questions
+    assert [share["task"] for share in weigh(split(pointed(6), 3), PLAIN)] == [1 / 3] * 3  # a mean over questions
 
 
 def test_questions_that_do_not_go_into_pieces_are_refused() -> None:

@@ -31,6 +31,12 @@ def test_flag_goes_before_environment_and_that_before_file(config: Path, monkeyp
         (["--timeout", "soon"], {}, "--timeout (or BTR_TIMEOUT) is 'soon'"),
         ([], {"BTR_MODE": "fast"}, "--mode (or BTR_MODE) is 'fast'"),
         (["--timeout", "nan"], {}, "--timeout"),
+        (
+            [],
+            {"BTR_KEY_FILE": "keys"},
+            "BTR_KEY_FILE in the environment is no setting (did you mean BTR_KEYS_FILE?); rename",
+        ),
+        ([], {"btr_xyzzy": ""}, "btr_xyzzy in the environment is no setting (known: BTR_BATCH_TOKENS, "),
         (["--config", "none.toml"], {}, "--config none.toml: there is no such file"),
     ],
 )

@@ -1,0 +1,43 @@
+"""What the command lines share: options written in full, and files that can be written before any work begins."""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from btr.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """Take options by their whole names: recipes, environment and resumed runs know no others."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **({"allow_abbrev": False} | more))
+
+
+def check_file(flag: str, name: str) -> None:
+    """Refuse, before hours of work, a file that could not be written after them; what is there is left as it is.
+
+    Raises:
+        InputError: it is a folder, its folder is missing, or one of the two takes no writing.
+    """
+    path = Path(name).absolute()
+    if path.is_dir():
+        raise InputError(f"{flag} {name}: is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise InputError(f"{flag} {name}: no such folder; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.exists():
+            path.open("ab").close()
+    except OSError as error:
+        raise InputError(f"{flag} {name}: cannot be written ({error.strerror}); give another name") from error
+
+
+def check_least(options: argparse.Namespace, least: int, *names: str) -> None:
+    """Raise InputError for the first of these options that was given and is below `least`."""
+    for name in names:
+        value = getattr(options, name, None)
+        if value is not None and not value >= least:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; use {least} or more")
