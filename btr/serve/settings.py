@@ -43,6 +43,7 @@ class Settings(BaseSettings):
     timeout: Seconds = Field(60.0, description="seconds a question may take, its wait included, before it is given up")
     shutdown_timeout: Seconds = Field(30.0, description="seconds for the work under way after SIGTERM")
     receive_timeout: Seconds = Field(20.0, description="seconds for the head of a request to come, and for its body")
+    send_timeout: Seconds = Field(20.0, description="seconds for a client to read of what waits for it")
     connections: Count = Field(512, description="connections at a time; one more is answered 503")
     max_body_bytes: Count = Field(1 << 20, description="bytes of a request")
     max_question_chars: Count = Field(2000, description="characters of a question")
