@@ -19,7 +19,7 @@ from btr.layout import MergedRows
 from btr.span import SpanReader
 
 SHORT = 16  # tokens
-LEAST = -100.0  # logits of a passage without a token to point at
+LEAST = -100.0  # the least score, and logits, that of passages without a token to point at
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Extractive(BertRows):
             evidence = np.bincount(where.passage, looked, minlength=N)
             a, b, score = best_span(start[rows:], end[rows:], where.passage, most)
         text, tokens, span = self._quote(held, where, a, b) if a <= b else ("", (), None)
+        score = max(score, LEAST)  # finite without any token too
         return Answer(
             text, score, mode, dict(watch.seconds), tokens,
             (evidence / max(evidence.sum(), 1e-300)).astype(np.float32),
