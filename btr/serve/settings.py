@@ -33,6 +33,9 @@ class Settings(BaseSettings):
         0, ge=0, le=1 << 20, description="passages read to the end, of those; 0: all (needs skim.safetensors)"
     )
     keys_file: Path | None = Field(None, description="API keys, one to a line; without it everybody may ask")
+    allowed_hosts: str = Field(
+        "", description="names, parted by commas, that a server without keys answers to beside those of this machine"
+    )
     editable: bool = Field(False, description="let /v1/passages put passages into the store and delete them")
     queue: Count = Field(64, description="questions that may wait; one more is answered 429")
     batch_tokens: int | None = Field(

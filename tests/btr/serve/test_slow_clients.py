@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 LIMIT = 0.5  # seconds
-HEAD = b"POST /v1/answer HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
-WHOLE = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+HEAD = b"POST /v1/answer HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+WHOLE = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def drip(port: int, begin: bytes, drop: bytes) -> tuple[bytes, float]:
 
 
 def test_slow_head_is_cut_off(kit: Any, port: int) -> None:
-    came, took = drip(port, b"GET /health HTTP/1.1\r\nHost: a\r\nX-", b"x")
+    came, took = drip(port, b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-", b"x")
     assert came.startswith(b"HTTP/1.1 408 ") and took >= LIMIT
     assert json.loads(came.partition(b"\r\n\r\n")[2])["error"]["code"] == "slow_head"
     assert 'btr_errors_total{code="slow_head"} 1.0' in kit.send(port, "GET", "/metrics")[2]
