@@ -20,7 +20,7 @@ from btr.span import SpanReader
 from btr.words import end_of_letter
 
 SHORT = 16  # tokens
-LEAST = -100.0  # logits of a passage without a token to point at
+LEAST = -100.0  # the least score, and logits, that of passages without a token to point at
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Extractive(BertRows):
             evidence = np.bincount(where.passage, looked, minlength=N)
             a, b, score = best_span(start[rows:], end[rows:], where.passage, most)
         text, tokens, span = self._quote(held, where, a, b) if a <= b else ("", (), None)
+        score = max(score, LEAST)  # finite without any token too
         return Answer(
             text, score, mode, dict(watch.seconds), tokens,
             (evidence / max(evidence.sum(), 1e-300)).astype(np.float32),

@@ -141,13 +141,21 @@ def percent(values: Sequence[float]) -> list[float]:
     return [round(100 * value, 2) for value in (mean(values), *bootstrap(values))]
 
 
-def retained(found: Found, base: Found) -> dict[str, dict[str, float]]:
-    """Return each recall in per cent of that of the index's own encoder by the first, exact search."""
+def retained(found: Found, base: Found) -> dict[str, dict[str, float | None]]:
+    """Return each recall in per cent of that of the index's own encoder by the first, exact search; None of nothing."""
     against = next(iter(base.values()))
     return {
-        way: {str(k): round(100 * mean(values) / max(mean(against[k]), 1e-9), 1) for k, values in at.items()}
+        way: {
+            str(k): round(100 * mean(values) / base_mean, 1) if (base_mean := mean(against[k])) else None
+            for k, values in at.items()
+        }
         for way, at in found.items()
     }
+
+
+def share(kept: float | None) -> str:
+    """Write what was retained; of a recall of 0 nothing can be."""
+    return "–" if kept is None else f"{kept:.1f} %"
 
 
 def latency(encoder: Encoder, texts: Sequence[str]) -> float:
@@ -229,7 +237,7 @@ def table(facts: dict[str, Any]) -> str:
     for row in facts["rows"]:
         for number, (way, at) in enumerate(row["recall"].items()):
             head = "" if number else f"{row['encoder'][:27]:<28}{row['layers']:>7}{row['ms']:>8.2f}"
-            cells = (f"{at[k][0]:.1f} ({row['retained'][way][k]:.1f} %)" for k in at)
+            cells = (f"{at[k][0]:.1f} ({share(row['retained'][way][k])})" for k in at)
             lines.append(f"{head:<43}  {way:<16}" + "".join(f"{cell:>20}" for cell in cells))
     lines += ["", "recall, % (of the first row's, %); ms: one question embedded, median"]
     for row in facts.get("speed", []):

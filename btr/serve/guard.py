@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import re
+from contextlib import suppress
+from ipaddress import ip_address
 from time import perf_counter
 from uuid import uuid4
 
@@ -24,6 +26,13 @@ HEADERS = {
 }
 OPEN = {"/", "/health", "/ready", "/docs", "/openapi.json"}  # without a key
 _log = logging.getLogger("btr.serve")
+
+
+def is_local(host: str) -> bool:
+    """Tell whether a name or an address is one of this machine alone."""
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost" or host.endswith(".localhost")
 
 
 class Guard:
@@ -76,12 +85,24 @@ class Guard:
             message, headers = "send a key of this server as: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"}
             self.desk.metrics.errors.labels("invalid_api_key").inc()
             return await error_response(401, message, "invalid_api_key", headers)(scope, receive, send)
+        if not self._known(Headers(scope=scope).get("host", "")):
+            message = "a server without keys answers to names of its machine alone; add others with --allowed-hosts"
+            self.desk.metrics.errors.labels("unknown_host").inc()
+            return await error_response(403, message, "unknown_host")(scope, receive, send)
         if self.inside > most:
             message = f"{most} requests are under way; try again later"
             self.desk.metrics.errors.labels("too_many_connections").inc()
             response = error_response(503, message, "too_many_connections", {"Retry-After": "1"})
             return await response(scope, receive, send)
         return await self.app(scope, self._bounded(receive), send)
+
+    def _known(self, host: str) -> bool:
+        """Tell whether a browser may have meant this server: without keys, a page of another name can call it."""
+        settings = self.desk.service.settings
+        if self.desk.keys.digests or not (is_local(settings.host) or settings.allowed_hosts):
+            return True
+        name = re.sub(r":\d*$", "", host).strip("[]").rstrip(".").lower()
+        return not name or is_local(name) or name in settings.allowed_hosts.lower().replace(",", " ").split()
 
     def _bounded(self, receive: Receive) -> Receive:
         """Bound the bytes of a body, and the time that it takes to come."""

@@ -4,7 +4,9 @@ The last message of the user is the question.  What a reader cannot follow (syst
 temperature) is taken and ignored.  Every response, and every chunk of a stream, carries `citations`.
 """
 
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterator
+from itertools import accumulate
 from time import time
 from typing import Annotated, Any, Literal
 from uuid import uuid4
@@ -17,6 +19,8 @@ from btr.serve.desk import Desk
 from btr.serve.schema import MOST_IDS, AnswerRequest, AnswerResponse, Evidence, RequestError, Text
 from btr.serve.streams import Happening, begun, event, respond, rest
 
+MOST_CITED = 1 << 16  # characters of all citations together, and of what is cited in every chunk of a stream
+TOLD = 100  # of them for the names and numbers of each
 LENIENT = ConfigDict(strict=True, extra="ignore")
 Kind = Literal["chat", "text"]
 
@@ -108,7 +112,7 @@ def _to_answer(request: CompletionBase, question: str, most: int | None, model: 
 def cite(reply: AnswerResponse) -> list[dict[str, Any]]:
     """Return where the answer stands in the passages read, the place it was quoted from first, at least one.
 
-    Without any, the passage with the most evidence, without offsets.
+    Without any, the passage with the most evidence, without offsets. As many as `MOST_CITED` characters have room for.
     """
     quoted = reply.citation
     found = [
@@ -118,7 +122,15 @@ def cite(reply: AnswerResponse) -> list[dict[str, Any]]:
     ]
     if quoted is not None:
         found.sort(key=lambda c: (c["id"], c["start"], c["end"]) != (quoted.id, quoted.start, quoted.end))
-    return found or [{"id": p.id, "title": p.title, "evidence": p.evidence} for p in reply.passages[:1]]
+    found = found or [{"id": p.id, "title": p.title, "evidence": p.evidence} for p in reply.passages[:1]]
+    return fitting(found)
+
+
+def fitting(cited: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the first citations, at least one, whose texts have at most `MOST_CITED` characters together."""
+    texts = [sum(len(value) for value in one.values() if isinstance(value, str)) for one in cited]
+    totals = list(accumulate(TOLD + size for size in texts))
+    return cited[: max(1, bisect_right(totals, MOST_CITED))]
 
 
 class Writer:
@@ -157,7 +169,7 @@ class Writer:
                 for line in self._end(one, said, with_usage):
                     yield line
             elif one[0] == "reading":
-                cited = one[1]["passages"]
+                cited = fitting(one[1]["passages"])
             elif one[0] == "text":
                 yield event(self._wrap(self.chunk, self._words(one[1]["text"], not said), None, cited))
                 said += one[1]["text"]

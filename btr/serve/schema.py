@@ -137,7 +137,7 @@ class CitedPassage(BaseModel):
     """Name a passage that was read, and how much of the answer came from it.
 
     `evidence` is its share of the decoder's attention or, from a span reader, of the probability; `highlights` are
-    [start, end) offsets into `text`, in Unicode code points, of every occurrence of the answer.
+    [start, end) offsets into `text`, in Unicode code points, of the answer's first occurrences.
     """
 
     id: str

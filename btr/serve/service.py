@@ -32,6 +32,7 @@ from btr.serve.streams import Ears
 from btr.storage import Encoded, StoreError, UnknownId, WrongLength
 
 PHASES = ("retrieve", "load", "tokenize", "expand", "look", "encode", "merge", "decode")
+READ = 16  # characters per token that is read: what of a text is looked at for the answer
 CHARACTERS = 4  # per token of English: what an inline passage is taken to cost before it is tokenized
 # Questions of the sample corpus that the shipped reader answers, and the passage that answers each.
 EXAMPLES = {
@@ -237,7 +238,7 @@ class Service:
             no_answer=answer.no_answer,
             mode=answer.mode,
             model=self.model,
-            passages=_cite(chosen, answer),
+            passages=_cite(chosen, answer, READ * self.reader.config.max_passage_tokens),
             timings=timings,
             batch=batch,
             read=answer.read,
@@ -310,7 +311,7 @@ def _quoted(chosen: Chosen, answer: Answer) -> Citation | None:
     return None if span is None else Citation(id=chosen.passages[span.passage].id, start=span.start, end=span.end)
 
 
-def _cite(chosen: Chosen, answer: Answer) -> list[CitedPassage]:
+def _cite(chosen: Chosen, answer: Answer, read: int) -> list[CitedPassage]:
     cited = [
         CitedPassage(
             id=passage.id,
@@ -318,16 +319,16 @@ def _cite(chosen: Chosen, answer: Answer) -> list[CitedPassage]:
             text=passage.text,
             retrieval_score=None if chosen.scores is None else float(chosen.scores[place]),
             evidence=float(answer.evidence[place]),
-            highlights=_highlight(passage.text, place, answer),
+            highlights=_highlight(passage.text, place, answer, read),
         )
         for place, passage in enumerate(chosen.passages)
     ]
     return sorted(cited, key=lambda passage: -passage.evidence)
 
 
-def _highlight(text: str, place: int, answer: Answer) -> list[tuple[int, int]]:
+def _highlight(text: str, place: int, answer: Answer, read: int) -> list[tuple[int, int]]:
     """Return where the answer occurs in a passage, and among that where it was quoted from."""
-    found = find_answer(answer.text, text)
+    found = find_answer(answer.text, text, read)
     span = answer.span
     if span is None or span.passage != place:
         return found

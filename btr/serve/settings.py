@@ -36,6 +36,9 @@ class Settings(BaseSettings):
         0, ge=0, le=1 << 20, description="passages read to the end, of those; 0: all (needs skim.safetensors)"
     )
     keys_file: Path | None = Field(None, description="API keys, one to a line; without it everybody may ask")
+    allowed_hosts: str = Field(
+        "", description="names, parted by commas, that a server without keys answers to beside those of this machine"
+    )
     editable: bool = Field(False, description="let /v1/passages put passages into the store and delete them")
     queue: Count = Field(64, description="questions that may wait; one more is answered 429")
     batch_tokens: int | None = Field(
@@ -46,6 +49,7 @@ class Settings(BaseSettings):
     timeout: Seconds = Field(60.0, description="seconds a question may take, its wait included, before it is given up")
     shutdown_timeout: Seconds = Field(30.0, description="seconds for the work under way after SIGTERM")
     receive_timeout: Seconds = Field(20.0, description="seconds for the head of a request to come, and for its body")
+    send_timeout: Seconds = Field(20.0, description="seconds for a client to read of what waits for it")
     connections: Count = Field(512, description="connections at a time; one more is answered 503")
     max_body_bytes: Count = Field(1 << 20, description="bytes of a request")
     max_question_chars: Count = Field(2000, description="characters of a question")

@@ -1,4 +1,4 @@
-"""Hang up on clients that take too long to send the head of a request, or its body.
+"""Hang up on clients that take too long to send the head of a request, or its body, or to read what they are sent.
 
 uvicorn bounds only the time between two requests of a connection: one that sends a byte now and then, or nothing from
 the start, would keep its place for ever.
@@ -22,6 +22,7 @@ class TimedProtocol(H11Protocol):
 
     desk: Desk
     _timer: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None  # until what is written has to be read
     _watched: tuple[Any, Any] = (None, None)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -38,11 +39,40 @@ class TimedProtocol(H11Protocol):
         """Begin to wait for the next head."""
         super().on_response_complete()
         self._watch()
+        self._expect_reading()
+
+    def pause_writing(self) -> None:
+        """Begin to wait until the client has read of what waits to be sent."""
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        """Go on: the client reads."""
+        super().resume_writing()
+        self._stop_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timer."""
         self._stop()
+        self._stop_reading()
         super().connection_lost(exc)
+
+    def _expect_reading(self) -> None:
+        """Set the timer, if anything waits to be sent: closing would wait for it, for ever if nobody reads."""
+        if self.transport.get_write_buffer_size() and self._reading is None:
+            self._reading = self.loop.call_later(self.desk.service.settings.send_timeout, self._give_up)
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _give_up(self) -> None:
+        """Drop the connection with what was not read, unless all of it was."""
+        self._reading = None
+        if self.transport.get_write_buffer_size():
+            self.desk.metrics.errors.labels("slow_reader").inc()
+            self.transport.abort()
 
     def _watch(self) -> None:
         """Set the timer when a head or a body begins, and stop it when the request is there."""

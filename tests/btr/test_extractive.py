@@ -138,6 +138,12 @@ def test_text_of_nothing_but_marks_has_no_answer(span_reader: Reader) -> None:
     assert span_reader.answer("mule", [empty, real], "binary").span is not None
 
 
+def test_score_of_no_token_is_finite(span_reader: Reader) -> None:
+    answer = span_reader.answer("salt", [Passage("", "", "\u200b")], "full")
+    assert (answer.text, answer.span, answer.score) == ("", None, extractive.LEAST)
+    assert np.isfinite(answer.evidence).all()
+
+
 def test_texts_not_kept_are_decoded(span_reader: Reader, tiny_passages: list[Passage]) -> None:
     encoded = span_reader.encode_passages(tiny_passages)
     bare = replace(encoded, texts=tuple("" for _ in tiny_passages))

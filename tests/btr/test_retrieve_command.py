@@ -234,3 +234,10 @@ def test_module_is_the_command(tmp_path: Path) -> None:
     done = subprocess.run(call, capture_output=True, text=True, env=os.environ)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "no index to search" in done.stderr
+
+
+def test_nothing_is_retained_of_a_recall_of_nothing() -> None:
+    base: bench.Found = {"float": {1: [0.0, 0.0], 20: [1.0, 1.0]}}
+    kept = bench.retained({"bits": {1: [1.0, 0.0], 20: [1.0, 0.0]}}, base)
+    assert kept == {"bits": {"1": None, "20": 50.0}}
+    assert [bench.share(one) for one in kept["bits"].values()] == ["–", "50.0 %"]

@@ -44,6 +44,17 @@ def test_answer_cites_its_passages_most_evidence_first(kit: Any, port: int) -> N
     assert reply["passages"][1]["highlights"] == []
 
 
+def test_citations_are_bounded_whatever_is_sent(kit: Any, reader: Any) -> None:
+    passages = [{"id": f"i{n}" * 1000, "title": "t" * 5000, "text": "Ada Berg. " * 500} for n in range(20)]
+    asked = {"model": "double", "messages": [{"role": "user", "content": "Who?"}], "passages": passages}
+    reader.pieces = ("Ada", " Berg")
+    with kit.serving(kit.make_desk(reader)) as port:
+        whole = kit.send(port, "POST", "/v1/chat/completions", asked)[2]
+        streamed = kit.send(port, "POST", "/v1/chat/completions", asked | {"stream": True})[2]
+    assert 1 <= len(whole["citations"]) <= 1 << 4 and len(json.dumps(whole["citations"])) < 1 << 17
+    assert "[DONE]" in streamed and max(map(len, streamed.splitlines())) < 1 << 17
+
+
 def test_quotation_is_cited_by_its_place(kit: Any, port: int, reader: Any) -> None:
     assert not {"citation", "no_answer"} & kit.ask(port).keys()
     start = kit.TEXTS[2].index("ADA-BERG")

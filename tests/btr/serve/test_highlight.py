@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from btr.serve.highlight import find_answer
+from btr.serve import highlight
+from btr.serve.highlight import MARKS, MOST, find_answer
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,21 @@ def test_answer_put_into_a_text_is_found_there(words: list[str], before: str, af
     spans = find_answer(answer, text)
     assert all(0 <= a < b <= len(text) for a, b in spans)
     assert any(a <= start + len(answer) and b > start for a, b in spans)
+
+
+def test_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+
+    def normalize(form: str, text: str) -> str:
+        lengths.append(len(text))
+        return text
+
+    monkeypatch.setattr(highlight, "normalize", normalize)
+    assert find_answer("x", "x" + "\u0301\u0316" * 50_000, 1000) != []
+    assert max(lengths) == MARKS + 1 and sum(lengths) <= 2 * 1001
+    assert find_answer("y" * 1001, "y" * 2000, 1000) == []
+    assert find_answer("y", " " * 1000 + "y", 1000) == [] != find_answer("y", " " * 999 + "y", 1000)
+
+
+def test_number_of_occurrences_is_bounded() -> None:
+    assert find_answer("a", "a " * 1000) == [(2 * i, 2 * i + 1) for i in range(MOST)]

@@ -1,6 +1,7 @@
 """Where a setting comes from, and what is said when it is wrong."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,3 +66,14 @@ def test_help_tells_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--help"])
     text = capsys.readouterr().out
     assert all(f"--{name.replace('_', '-')}" in text for name in Settings.model_fields if name != "store")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("evil.example", 403), ("evil.example:80", 403), ("10.0.0.1", 403), ("", 200), ("localhost:1", 200),
+     ("127.0.0.1", 200), ("[::1]:8080", 200), ("Btr.Example:1", 200)],
+)  # fmt: skip
+def test_names_of_others_are_refused_without_keys(kit: Any, reader: Any, host: str, status: int) -> None:
+    with kit.serving(kit.make_desk(reader, allowed_hosts="a.example, btr.example")) as port:
+        got, _, reply = kit.send(port, "GET", "/info", headers={"Host": host})
+    assert got == status and (status == 200 or reply["error"]["code"] == "unknown_host")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 LIMIT = 0.5  # seconds
-HEAD = b"POST /v1/answer HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
-WHOLE = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+HEAD = b"POST /v1/answer HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+WHOLE = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def drip(port: int, begin: bytes, drop: bytes) -> tuple[bytes, float]:
 
 
 def test_slow_head_is_cut_off(kit: Any, port: int) -> None:
-    came, took = drip(port, b"GET /health HTTP/1.1\r\nHost: a\r\nX-", b"x")
+    came, took = drip(port, b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-", b"x")
     assert came.startswith(b"HTTP/1.1 408 ") and took >= LIMIT
     assert json.loads(came.partition(b"\r\n\r\n")[2])["error"]["code"] == "slow_head"
     assert 'btr_errors_total{code="slow_head"} 1.0' in kit.send(port, "GET", "/metrics")[2]
@@ -92,3 +92,24 @@ def test_slow_clients_take_no_place_from_others(kit: Any, port: int) -> None:
 def test_slow_answer_is_not_cut_off(kit: Any, port: int, reader: Any) -> None:
     reader.during = lambda: time.sleep(3 * LIMIT)
     assert kit.ask(port)["answer"] == "Ada Berg"
+
+
+def test_clients_that_do_not_read_lose_their_places(kit: Any, reader: Any) -> None:
+    asked = HEAD.replace(b"100", b"19") + b'{"question":"Who?"}'
+    desk = kit.make_desk(reader, ["x" * 3_000_000] * 4, send_timeout=LIMIT, connections=2)
+    dropped = desk.metrics.errors.labels("slow_reader")._value.get
+    with kit.serving(desk) as port:
+        deaf = [socket.socket() for _ in range(2)]
+        try:
+            for client in deaf:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.connect(("127.0.0.1", port))
+                client.sendall(asked)
+            until = time.monotonic() + kit.WAIT
+            while dropped() < 2 and time.monotonic() < until:
+                time.sleep(0.05)
+            assert dropped() == 2
+            assert kit.ask(port, passages=[{"text": "Ada Berg"}])["answer"] == "Ada Berg"
+        finally:
+            for client in deaf:
+                client.close()
