@@ -51,6 +51,7 @@ setup(
         "lmdb>=3.0",
         "bitarray>=3",
         "datasets>=3",
+        "pyarrow>=15",
         "safetensors>=0.5",
         "tokenizers>=0.22.2",
         "bm25s>=0.2",
