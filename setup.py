@@ -52,6 +52,7 @@ setup(
         "lmdb>=3.0",
         "bitarray>=3",
         "datasets>=3",
+        "pyarrow>=15",
         "safetensors>=0.5",
         "tokenizers>=0.22.2",
         "huggingface-hub>=1.0",

@@ -4,23 +4,29 @@ Passages (`read_passages`):
     Atlas       {"id", "title", "text", "section"?}         the section is added to the title
     article     {"id", "title", "text"}                     the same form; long ones are cut
     DPR         tab-separated, first line `id text title`   columns in any order
-    FlashRAG    {"id", "contents"}                          the first line of the contents is the title
+    FlashRAG    {"id", "contents", "title"?}                without a title it is the first line of the contents
     BEIR        {"_id", "title", "text"}
     KILT        {"wikipedia_id", "wikipedia_title", "text": [paragraph, ...]}
-    a folder    holding `passages.jsonl`, or BEIR's `corpus.jsonl`
+    a folder    holding `passages.jsonl`, or BEIR's `corpus.jsonl`, or else all files below it, in the order of their
+                names; or a data set of Hugging Face's as `save_to_disk` writes it
     a data set  `owner/name`, `owner/name:configuration` or `owner/name:configuration:split` on the Hugging Face hub,
                 whose rows have one of the forms above
 Questions (`read_questions`):
-    Atlas, FiD  {"id"?, "question", "answers", "ctxs"?: [{"id"?, "title"?, "text", "is_gold"?}, ...]}
-    FlashRAG    {"id", "question", "golden_answers"}
+    Atlas, FiD  {"id"?, "question", "answers", "ctxs"? or "passages"?: [{"id"?, "title"?, "text", "is_gold"?}, ...]}
+    DPR         the same, with "positive_ctxs", "negative_ctxs" and "hard_negative_ctxs"
+    SQuAD       its own file, or {"id", "question", "context", "title"?, "answers": {"text": [...]}}
+    HotpotQA    {"_id", "question", "answer", "context": [[title, [sentence, ...]], ...], "supporting_facts"}
+    FlashRAG    {"id", "question", "golden_answers", "choices"?}
     MMLU        {"question", "options", "answer"}           options as {"A": ...} or a list; the answer is the letter
     FEVER       {"id", "claim", "label"?}                   the label is the answer
     BEIR        {"_id", "text"}                             no answers
     DPR         tab-separated, `question`, `['answer', ...]`
     a folder    holding `questions.jsonl`, or BEIR's `queries.jsonl`
 
-JSON comes as one object a line or as one array. Files may be compressed by gzip, xz or zstd. Memory does not grow with
-the file. Text is taken as it stands; only the two spaces around a cut and the quotes of a tab-separated field go.
+JSON comes as one object a line, as objects over several lines, or as one array; Parquet is read too. Files may be
+compressed by gzip, bzip2, xz or zstd. Memory does not grow with the file. Text is taken as it stands; only the spaces
+around a cut and the quotes of a tab-separated field go. Null and NaN are missing, numbers are text, other fields are
+passed over.
 """
 
 import itertools
@@ -30,19 +36,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from btr.answer_lists import looks_like_list, parse_answers, unquote
+from btr.contexts import answer_text, contexts, squad_questions
 from btr.errors import InputError
-from btr.hub import read_hub
+from btr.hub import read_hub, read_saved
 from btr.records import Line, Record, open_records
 from btr.words import count_words, spans_of
 
 PASSAGE_FILES = ("passages.jsonl", "corpus.jsonl")
 QUESTION_FILES = ("questions.jsonl", "queries.jsonl")
-SUFFIXES = ("", ".gz", ".xz", ".zst")
+SUFFIXES = ("", ".gz", ".bz2", ".xz", ".zst")
+ID_BYTES = 511  # of UTF-8, what a store takes
 LONG = 1.5  # a text of more than this many passages' words is cut
 SHORT = 0.2  # a last piece of fewer than this many passages' words stays with the piece before it
 
 _HUB = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?::([\w.-]+))?")
-_FILE_NAME = re.compile(r"\.(jsonl?|tsv|csv|txt|parquet|gz|xz|zst)$")
+_FILE_NAME = re.compile(r"\.(jsonl?|tsv|csv|txt|parquet|gz|bz2|xz|zst)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +153,9 @@ def _whole_passages(name: str, tally: Tally) -> Iterator[Passage]:
     for record in _passage_records(name):
         convert = convert or _passage_format(record)
         passage = convert(record)
+        if len(passage.id.encode()) > ID_BYTES:
+            what = f"the id {passage.id[:60]!r} has {len(passage.id.encode())} bytes, {ID_BYTES} are allowed"
+            record.fail(what, "give shorter ids, a number or a hash of this one say")
         if passage.text and not passage.text.isspace():
             yield passage
         else:
@@ -154,17 +165,29 @@ def _whole_passages(name: str, tally: Tally) -> Iterator[Passage]:
 def _passage_records(name: str) -> Iterator[Record]:
     if not os.path.exists(name) and not _FILE_NAME.search(name) and (hub := _HUB.fullmatch(name)):
         return read_hub(name, *hub.groups())
-    return open_records(_find_file(name, PASSAGE_FILES), _read_table)
+    if os.path.isdir(name) and {"dataset_info.json", "dataset_dict.json"} & set(os.listdir(name)):
+        return read_saved(name)
+    files = [name] if not os.path.isdir(name) else _find_files(name)
+    return itertools.chain.from_iterable(open_records(file, _read_table) for file in files)
 
 
-def _find_file(name: str, wanted: tuple[str, ...]) -> str:
-    """Return the file to read: `name` itself, or the first of the wanted files in a folder of that name."""
-    if not os.path.isdir(name):
-        return name
-    for path in (os.path.join(name, file + suffix) for file in wanted for suffix in SUFFIXES):
-        if os.path.isfile(path):
-            return path
-    raise InputError(f"{name}: a folder without {' or '.join(wanted)}; name the file to read, or rename it so")
+def _find_files(folder: str) -> list[str]:
+    """Return the file of passages of a folder, or else all files below it, but hidden ones."""
+    if (path := _known_file(folder, PASSAGE_FILES)) is not None:
+        return [path]
+    found = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] not in "._"]
+        found += [os.path.join(place, file) for file in files if file[0] not in "._"]
+    if not found:
+        raise InputError(f"{folder}: a folder without a file; name the file or folder that holds the passages")
+    return sorted(found)
+
+
+def _known_file(folder: str, wanted: tuple[str, ...]) -> str | None:
+    """Return the first of the wanted files of a folder."""
+    paths = (os.path.join(folder, file + suffix) for file in wanted for suffix in SUFFIXES)
+    return next(filter(os.path.isfile, paths), None)
 
 
 def _read_table(lines: Iterator[Line]) -> Iterator[Record]:
@@ -197,13 +220,19 @@ def _passage_format(record: Record) -> Callable[[Record], Passage]:
 
 def _from_titled(record: Record, id_name: str) -> Passage:
     title, section = record.text("title", ""), record.text("section", "")
-    return Passage(record.identifier(id_name), f"{title}: {section}" if section else title, record.text("text"))
+    return Passage(record.identifier(id_name), f"{title}: {section}" if section else title, _body(record, "text"))
+
+
+def _body(record: Record, name: str) -> str:
+    """Return the text of a passage; null is no text, a missing field an error."""
+    return record.text(name, "" if name in record.fields else None)
 
 
 def _from_flashrag(record: Record) -> Passage:
-    title, newline, text = record.text("contents").partition("\n")
-    if not newline:
-        title, text = "", title
+    contents, own = _body(record, "contents"), record.text("title", "")
+    title, newline, text = contents.partition("\n")
+    if own or not newline:
+        title, text = own, contents
     return Passage(record.identifier("id"), unquote(title), text)
 
 
@@ -229,9 +258,13 @@ def read_questions(
     """
     tally = Tally() if tally is None else tally
     name = os.fspath(path)
-    records = itertools.islice(open_records(_find_file(name, QUESTION_FILES), _read_pairs), limit)
+    file = _known_file(name, QUESTION_FILES) if os.path.isdir(name) else name
+    if file is None:
+        wanted = " or ".join(QUESTION_FILES)
+        raise InputError(f"{name}: a folder without {wanted}; name the file to read, or rename it so")
+    records = itertools.chain.from_iterable(map(squad_questions, open_records(file, _read_pairs)))
     number = -1
-    for number, record in enumerate(records):
+    for number, record in enumerate(itertools.islice(records, limit)):
         yield _question(record, number, tally)
     if number < 0 and limit != 0:
         raise InputError(f"{name}: no question to read; give at least one")
@@ -254,7 +287,7 @@ def _question(record: Record, number: int, tally: Tally) -> Question:
     text = record.text(asked)
     if not text.strip():
         record.fail(f"{asked!r} is blank", "give a question or take the record away")
-    id_name = next((name for name in ("_id", "id") if record.fields.get(name) is not None), None)
+    id_name = next((name for name in ("_id", "id", "question_id") if record.get(name) is not None), None)
     id = record.identifier(id_name) if id_name else str(number)
     options = _options(record)
     answers = _choice(record, options) if options else _answers(record, asked, tally)
@@ -264,16 +297,20 @@ def _question(record: Record, number: int, tally: Tally) -> Question:
 
 def _answers(record: Record, asked: str, tally: Tally) -> tuple[str, ...]:
     names = ("label",) if asked == "claim" else ("answers", "golden_answers", "answer", "target")
-    name = next((name for name in names if record.fields.get(name) is not None), None)
+    name = next((name for name in names if record.get(name) is not None), None)
     if name is None:
         return ()
     value = record.fields[name]
     if isinstance(value, str):
         value, sound = parse_answers(value) if looks_like_list(value) else ([value], True)
         tally.repaired += not sound
-    if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
+    elif isinstance(value, dict):  # SQuAD's, TriviaQA's
+        value = value["text"] if "text" in value else [value.get("value"), *(value.get("aliases") or [])]
+    values = value if isinstance(value, list) else [None]
+    found = dict.fromkeys(answer_text(answer) for answer in values)
+    if None in found:
         record.fail(f"{name!r} is neither text nor a list of texts", f"write {name!r} as ['answer', ...]")
-    return tuple(record.whole(name, answer) for answer in value if answer.strip())
+    return tuple(record.whole(name, answer) for answer in found if answer and answer.strip())
 
 
 def _options(record: Record) -> tuple[tuple[str, str], ...]:
@@ -288,7 +325,10 @@ def _options(record: Record) -> tuple[tuple[str, str], ...]:
 
 def _choice(record: Record, options: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     """Return the letter of the right option, given as the letter or as its place from 0."""
-    letters, answer = [letter for letter, _ in options], record.fields.get("answer")
+    letters, answer = [letter for letter, _ in options], record.get("answer")
+    if answer is None and isinstance(golden := record.get("golden_answers"), list) and len(golden) == 1:
+        answer = golden[0]
+        answer = next((letter for letter, text in options if text == answer), answer)
     if answer is None:
         return ()
     if type(answer) is int and 0 <= answer < len(letters):
@@ -300,13 +340,14 @@ def _choice(record: Record, options: tuple[tuple[str, str], ...]) -> tuple[str, 
 
 def _evidence(record: Record, id: str, tally: Tally) -> tuple[tuple[Passage, ...], tuple[bool, ...]]:
     passages, gold = [], []
-    given = record.objects("ctxs")
+    given = contexts(record)
     for place, item in enumerate(given):
-        text = item.text("text")
+        text = _body(item, "text")
         if not text.strip():
             tally.empty += 1
             continue
-        own = item.identifier("id") if item.fields.get("id") is not None else f"{id}:{place}"
+        id_name = next((name for name in ("id", "passage_id") if item.get(name) is not None), None)
+        own = item.identifier(id_name) if id_name else f"{id}:{place}"
         passages.append(Passage(own, item.text("title", ""), text))
         gold.append(item.flag("is_gold"))
     marked = any("is_gold" in item.fields for item in given)

@@ -1,4 +1,4 @@
-"""Stream the rows of a data set on the Hugging Face hub."""
+"""Stream the rows of a data set on the Hugging Face hub, or of one that `save_to_disk` wrote."""
 
 from collections.abc import Iterator
 
@@ -28,6 +28,24 @@ def read_hub(name: str, id: str, configuration: str | None = None, split: str | 
     except Exception as error:  # the hub's client fails in as many ways as the network
         cure = "check the name (owner/name:configuration:split), the network, or give the path of a file"
         raise InputError(f"{name}: no such file, and not to be had from the hub ({error}); {cure}") from error
+
+
+def read_saved(folder: str) -> Iterator[Record]:
+    """Yield the rows of a data set that `datasets` saved in a folder, as records at `folder:row`, from 1.
+
+    Raises:
+        InputError: not to be read, or a folder of several splits, each of which has its own.
+    """
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        rows = load_from_disk(folder)
+    except Exception as error:  # the library fails in many ways
+        raise InputError(f"{folder}: not a data set that save_to_disk wrote ({error}); save it again") from error
+    if isinstance(rows, DatasetDict):
+        raise InputError(f"{folder}: a data set of several splits; name one of {folder}/{{{','.join(rows)}}}")
+    for number, row in enumerate(rows, 1):
+        yield Record(f"{folder}:{number}", row)
 
 
 def _choose_split(name: str, split: str | None, splits: list[str]) -> str:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from btr.corpus import SUFFIXES, Passage, Question, read_questions
 from btr.errors import InputError
 from btr.hub import read_hub
-from btr.records import Record
+from btr.records import Record, open_records
 from btr.tasks import fever_label, fever_question, mmlu_question
 
 Kind = Literal["question", "claim", "choice"]  # answered by words, by a label of FEVER, by a letter
@@ -55,7 +55,7 @@ def find_questions(task: str, data: str | None = None, limit: int | None = None)
     """
     if task in TASKS:
         source = find_file(task, data) if data else None
-        read = read_questions(source, limit=limit) if source else _from_hub(task, limit)
+        read = _from_file(source, task, limit) if source else _from_hub(task, limit)
         source = source or ":".join(filter(None, TASKS[task].hub))
     elif data:
         raise InputError(f"--data {data} is for named tasks ({', '.join(TASKS)}), and {task!r} is none; leave it out")
@@ -129,6 +129,25 @@ def _check_answer(question: Question, kind: Kind, source: str) -> None:
     if kind == "claim" and not fever_label(question.answers[0]):
         known = "SUPPORTS, REFUTES, NOT ENOUGH INFO"
         raise InputError(f"{source}: claim {question.id!r} is labelled {question.answers[0]!r}; FEVER has {known}")
+
+
+def _from_file(source: str, task: str, limit: int | None) -> Iterator[Question]:
+    """Read a file of questions, or of the rows that the hub has of the task, saved as they are there."""
+    try:
+        list(read_questions(source, limit=1))
+    except InputError:
+        try:
+            list(_rows(source, task, 1))
+        except InputError:
+            pass  # the file is neither, and what is wrong with it as questions says more
+        else:
+            return _rows(source, task, limit)
+    return read_questions(source, limit=limit)
+
+
+def _rows(source: str, task: str, limit: int | None) -> Iterator[Question]:
+    records = open_records(source, lambda lines: iter(()))
+    return (TASKS[task].read(record, number) for number, record in enumerate(itertools.islice(records, limit)))
 
 
 def _from_hub(task: str, limit: int | None) -> Iterator[Question]:

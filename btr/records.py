@@ -1,34 +1,27 @@
-"""Read numbered records from a file: JSON lines, one JSON array, or lines of text; plain, gzip, xz or zstd.
+"""Read numbered records from a file: JSON lines, JSON objects, one JSON array, Parquet, or lines of text.
 
-Both the compression and the form are told from the content, never from the name. Everything streams: memory holds one
-chunk and one record, whatever the size of the file, and a bad record stops nothing before it.
+The form is told from the content, never from the name. Everything streams: memory holds one chunk and one record,
+whatever the size of the file, and a bad record stops nothing before it.
 """
 
 import codecs
-import gzip
 import itertools
 import json
-import lzma
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NoReturn
-
-import zstandard
+from typing import Any, NoReturn
 
 from btr.errors import InputError, check_fetched
+from btr.packed import read_chunks
 
-CHUNK = 1 << 20  # bytes asked of a plain file or a decompressor at a time
-ZSTD_CHUNK = 1 << 13  # compressed bytes at a time: repetitive data grows ten thousandfold
-ZSTD_WINDOW = 1 << 31  # bytes, the largest window the format allows (`zstd --long=31`)
+LONGEST = 1 << 26  # bytes of one record; SQuAD's training file, one object, has 30 MB
+# The end of a line with the blank lines after it, or what stands in a line.
+LINES = re.compile(rb"\n(?:[ \t\r]*+\n)*+|[^\n]+")
 BLANK = re.compile(r"[ \t\n\r]*")  # the white space of JSON
 TRUNCATED = 16  # characters: an error this near the end of the text may only mean that there is more to read
 
 Line = tuple[str, str]  # `file:line` and the text of the line
-
-_DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +35,21 @@ class Record:
         """Raise InputError in the form `file:line: what; cure`."""
         raise InputError(f"{self.where}: {what}; {cure}")
 
+    def get(self, name: str) -> Any:
+        """Return a field; null and NaN, which is how pandas writes a missing value, are none."""
+        value = self.fields.get(name)
+        return None if value != value else value
+
     def text(self, name: str, default: str | None = None) -> str:
-        """Return a field that holds text; a missing one, or null, is the default if there is one."""
-        value = self.fields.get(name, default)
+        """Return a field that holds text, or a number as text; a missing one is the default if there is one."""
+        value = self.get(name)
         if value is None and default is not None:
             return default
         if value is None and name not in self.fields:
             self.fail(f"no field {name!r} (it has {', '.join(self.fields) or 'none'})", f"give every record {name!r}")
         if not isinstance(value, str):
+            if (number := number_text(value)) is not None:
+                return number
             self.fail(f"{name!r} is {_kind(value)}, not text", f"write {name!r} as a string")
         return self.whole(name, value)
 
@@ -64,11 +64,9 @@ class Record:
         return value
 
     def identifier(self, name: str) -> str:
-        """Return an id: text that is not blank, or an integer as text."""
-        value = self.fields.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)
-        text = self.text(name)
+        """Return an id: text that is not blank, a number as text, or what MongoDB writes, {"$oid": text}."""
+        value = self.get(name)
+        text = Record(self.where, value).text("$oid") if isinstance(value, dict) else self.text(name)
         if not text.strip():
             self.fail(f"{name!r} is blank", "give every record an id of its own")
         return text
@@ -82,62 +80,22 @@ class Record:
 
     def objects(self, name: str) -> "list[Record]":
         """Return a field that holds a list of objects, as records of the same place; a missing one is empty."""
-        values = self.fields.get(name) or []
+        values = self.get(name) or []
         if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
             self.fail(f"{name!r} is not a list of objects", f"write {name!r} as [{{...}}, ...]")
         return [Record(self.where, value) for value in values]
 
 
+def number_text(value: object) -> str | None:
+    """Write a number as text, whole ones without a point (pandas makes floats of ids); None for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def _kind(value: object) -> str:
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list"}
     return names.get(type(value), "an object")
-
-
-def read_chunks(path: str) -> Iterator[bytes]:
-    """Yield the content of a file as bytes, decompressed, without a byte order mark.
-
-    Raises:
-        InputError: the file cannot be read, or its compressed data is damaged or cut short.
-    """
-    try:
-        chunks = _decompress(path)
-        yield next(chunks, b"").removeprefix(codecs.BOM_UTF8)
-        yield from chunks
-    except _DAMAGED as error:
-        cure = "fetch it again, or compress it again"
-        raise InputError(f"{path}: the compressed data is damaged or cut short ({error}); {cure}") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the name and rights") from error
-
-
-def _decompress(path: str) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        head = file.peek(6)
-        if head.startswith(b"(\xb5/\xfd"):
-            yield from _decompress_zstd(file)
-            return
-        unpack: Callable[[BinaryIO], AbstractContextManager[BinaryIO | gzip.GzipFile | lzma.LZMAFile]] = nullcontext
-        if head.startswith(b"\x1f\x8b"):
-            unpack = gzip.open
-        elif head.startswith(b"\xfd7zXZ\x00"):
-            unpack = lzma.open
-        with unpack(file) as stream:
-            while chunk := stream.read(CHUNK):
-                yield chunk
-
-
-def _decompress_zstd(file: BinaryIO) -> Iterator[bytes]:
-    # Not stream_reader: it takes a file cut short for one that has ended.
-    frame = None
-    while packed := file.read(ZSTD_CHUNK):
-        while packed:
-            frame = frame or zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
-            if chunk := frame.decompress(packed):
-                yield chunk
-            packed = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
-    if frame is not None:
-        raise EOFError("the last frame has no end")
 
 
 def open_records(path: str, from_lines: Callable[[Iterator[Line]], Iterator[Record]]) -> Iterator[Record]:
@@ -146,42 +104,85 @@ def open_records(path: str, from_lines: Callable[[Iterator[Line]], Iterator[Reco
     Raises (here or while iterating):
         InputError: unreadable, not UTF-8, or malformed JSON.
     """
-    chunks, head = read_chunks(path), b""
+    chunks, head, line = read_chunks(path), b"", 1
     while not head.strip() and (chunk := next(chunks, None)) is not None:
-        head += chunk
+        line += head.count(b"\n")
+        head = chunk
     check_fetched(path, head)
+    if head.startswith(b"PAR1"):
+        return _parquet(path)
     whole = itertools.chain((head,), chunks)
-    start = head.lstrip()
-    if start.startswith(b"{"):
-        return _object_lines(_lines(whole, path))
+    first, ended, _ = head.lstrip().partition(b"\n")
+    if first.startswith(b"{"):
+        if ended and _goes_on(first):
+            return _Stream(path, _decode(whole, path, line), line).objects()
+        return _object_lines(_lines(whole, path, line))
     # A tab-separated question may begin with a bracket too.
-    if start.startswith(b"[") and b"\t" not in start.partition(b"\n")[0]:
-        return _Array(path, _decode(whole, path)).elements()
-    return from_lines(_lines(whole, path))
+    if first.startswith(b"[") and b"\t" not in first:
+        return _Stream(path, _decode(whole, path, line), line).array()
+    return from_lines(_lines(whole, path, line))
 
 
-def _lines(chunks: Iterable[bytes], path: str) -> Iterator[Line]:
-    """Yield `file:line` and the text of every line that is not blank."""
-    for number, raw in enumerate(_split(chunks), 1):
+def _goes_on(line: bytes) -> bool:
+    """Tell whether a line begins a JSON object that goes on in the next: nothing is wrong but that it ends."""
+    text = line.decode("utf-8", "replace").rstrip()
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(text)
+    except (ValueError, RecursionError):
+        return False
+    return False
+
+
+def _parquet(path: str) -> Iterator[Record]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        batches = parquet.ParquetFile(path).iter_batches(1024)
+        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        for number, row in enumerate(rows, 1):
+            yield Record(f"{path}:{number}", row)
+    except (ArrowException, OSError) as error:
+        raise InputError(f"{path}: not readable as Parquet ({error}); fetch it again") from error
+
+
+def _lines(chunks: Iterable[bytes], path: str, first: int) -> Iterator[Line]:
+    """Yield `file:line` and the text of every line that is not blank; the first has the number `first`."""
+    for number, raw in _split(chunks, path, first):
         where = f"{path}:{number}"
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise _not_utf8(where, error) from error
-        if text and not text.isspace():
+        if not text.isspace():
             yield where, text.removesuffix("\r")
 
 
-def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def _split(chunks: Iterable[bytes], path: str, number: int) -> Iterator[tuple[int, bytes]]:
     # At \n alone: str.splitlines would also cut at characters that a JSON string may hold, such as U+2028.
     parts: list[bytes] = []
+    size = 0
     for chunk in chunks:
-        first, *others = chunk.split(b"\n")
-        parts.append(first)
-        for other in others:
-            yield b"".join(parts)
-            parts = [other]
-    yield b"".join(parts)
+        for match in LINES.finditer(chunk):
+            piece = match[0]
+            if not piece.startswith(b"\n"):
+                parts.append(piece)
+                size += len(piece)
+                _check_length(size, path, number)
+                continue
+            if parts:
+                yield number, b"".join(parts)
+            parts, size = [], 0
+            number += piece.count(b"\n")
+    if parts:
+        yield number, b"".join(parts)
+
+
+def _check_length(size: int, path: str, line: int) -> None:
+    if size > LONGEST:
+        cure = "write one object, or one row, on each line"
+        raise InputError(f"{path}:{line}: a record of more than {LONGEST:,} bytes; {cure}")
 
 
 def _not_utf8(where: str, error: UnicodeDecodeError) -> InputError:
@@ -204,9 +205,9 @@ def _record(where: str, value: object) -> Record:
     return Record(where, value)
 
 
-def _decode(chunks: Iterable[bytes], path: str) -> Iterator[str]:
-    """Yield the text of the chunks; what comes before a bad byte is still yielded."""
-    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+def _decode(chunks: Iterable[bytes], path: str, line: int) -> Iterator[str]:
+    """Yield the text of the chunks, which begin at a line; what comes before a bad byte is still yielded."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
     for chunk in chunks:
         try:
             text = decoder.decode(chunk)
@@ -219,16 +220,21 @@ def _decode(chunks: Iterable[bytes], path: str) -> Iterator[str]:
         raise InputError(f"{path}:{line}: not UTF-8 (it ends inside a character); fetch the file again")
 
 
-class _Array:
-    """Read one JSON array element by element, holding one element and one chunk."""
+class _Stream:
+    """Read JSON objects one by one, of an array or one after the other, holding one object and one chunk."""
 
-    def __init__(self, path: str, pieces: Iterator[str]) -> None:
+    def __init__(self, path: str, pieces: Iterator[str], line: int) -> None:
         self.path, self.pieces = path, pieces
-        self.buffer, self.start, self.line = "", 0, 1
+        self.buffer, self.start, self.line = "", 0, line
         self.decoder = json.JSONDecoder()
 
-    def elements(self) -> Iterator[Record]:
-        """Yield the elements, each at the line where it begins."""
+    def objects(self) -> Iterator[Record]:
+        """Yield objects that follow each other, each at the line where it begins."""
+        while self.peek():
+            yield self.element()
+
+    def array(self) -> Iterator[Record]:
+        """Yield the elements of an array, each at the line where it begins."""
         self.take("[")
         if self.peek() != "]":
             yield self.element()
@@ -240,6 +246,7 @@ class _Array:
     def more(self) -> bool:
         """Read on until the unread text has doubled, so that a long element is tried few times; False at the end."""
         unread = self.buffer[self.start :]
+        _check_length(len(unread), self.path, self.line)
         added, wanted = [], max(1, len(unread))
         while wanted > 0 and (piece := next(self.pieces, None)) is not None:
             added.append(piece)

@@ -185,7 +185,7 @@ def read_ids(file: str | None) -> Iterator[str]:
     if file is None:
         return
     try:
-        with open(0 if file == "-" else file, encoding="utf-8", closefd=file != "-") as handle:
+        with open(0 if file == "-" else file, encoding="utf-8-sig", closefd=file != "-") as handle:
             yield from (line.rstrip("\r\n") for line in handle if line.strip())
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 ({error.reason}); give one id a line") from None

@@ -24,7 +24,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     """
     path = Path(name) if name.endswith(".toml") else SHIPPED / f"{name}.toml"
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.toml")))
         raise InputError(f"--config {name}: no such recipe; give a .toml file, or one of {shipped}") from error

@@ -27,7 +27,7 @@ class Keys:
         if path is None:
             return cls()
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--keys-file {path}: cannot be read ({error}); give a text file") from error
         keys = [(n, line.strip()) for n, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]

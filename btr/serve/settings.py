@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from btr.command import Parser
 from btr.config import MODES, Mode
@@ -118,7 +118,9 @@ def read_settings(flags: dict[str, Any], config: str | None = None) -> Settings:
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            file = [TomlConfigSettingsSource(settings_cls, config)] if config else []
+            # utf-8-sig: Notepad begins a file with a byte order mark
+            text = Path(config).read_text(encoding="utf-8-sig") if config else ""
+            file = [InitSettingsSource(settings_cls, tomllib.loads(text))] if config else []
             return (init_settings, env_settings, *file)
 
     known = {f"BTR_{name.upper()}" for name in Settings.model_fields} | {"BTR_KERNELS"}

@@ -69,10 +69,89 @@ def test_corpus_flashrag_without_title(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["passages.jsonl", "passages.jsonl.gz", "corpus.jsonl"])
 def test_corpus_folder(tmp_path: Path, name: str) -> None:
     write(tmp_path / "qrels" / "test.tsv", "")
-    with pytest.raises(InputError, match=r": a folder without passages.jsonl or corpus.jsonl; name the file"):
+    with pytest.raises(InputError, match=r"test.tsv|no passage to read"):
         list(read_passages(tmp_path))
     write(tmp_path / name, PASSAGES["atlas"])
     assert list(read_passages(tmp_path)) == [OWL, HEN]
+
+
+def test_corpus_folder_of_parts(tmp_path: Path) -> None:
+    """Read what WikiExtractor writes, and other shards, in the order of their names; hidden files are passed over."""
+    write(tmp_path / "AA" / "wiki_01", lines({"id": 2, "title": "Hen", "text": "b", "url": "u"}))
+    write(tmp_path / "AA" / "wiki_00", lines({"id": 1, "title": "Owl", "text": "a"}))
+    write(tmp_path / "BB.tsv", "id\ttext\ttitle\n3\tc\tCow\n")
+    write(tmp_path / ".hidden", "no passage")
+    write(tmp_path / "_SUCCESS", "")
+    assert [passage.id for passage in read_passages(tmp_path)] == ["1", "2", "3"]
+
+
+def test_corpus_saved_by_datasets(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_list([{"id": 1, "title": None, "text": "a"}, {"id": 2, "title": "Hen", "text": None}])
+    rows.save_to_disk(tmp_path / "one")
+    tally = Tally()
+    assert list(read_passages(tmp_path / "one", tally=tally)) == [Passage("1", "", "a")] and tally.empty == 1
+    DatasetDict({"train": rows}).save_to_disk(tmp_path / "many")
+    with pytest.raises(InputError, match=r"several splits; name one of .*/\{train\}"):
+        list(read_passages(tmp_path / "many"))
+    assert len(list(read_passages(tmp_path / "many" / "train"))) == 1
+
+
+def test_corpus_contents_beside_a_title(tmp_path: Path) -> None:
+    row = {"id": 1, "contents": "It was opened.\nLate.", "title": "Opera"}
+    assert list(read_passages(write(tmp_path / "file", lines(row)))) == [Passage("1", "Opera", "It was opened.\nLate.")]
+
+
+HEN_ROW = {"title": "Hen", "text": "Hens lay."}
+EVIDENCE = [
+    ({"passages": [HEN_ROW]}, ()),
+    ({"positive_ctxs": [HEN_ROW], "hard_negative_ctxs": [{"title": "Owl", "text": "Owls hunt."}]}, (True, False)),
+    ({"context": "Hens lay.", "title": "Hen"}, (True,)),
+    ({"context": [["Hen", ["Hens", " lay."]], ["Owl", ["Owls."]]], "supporting_facts": [["Hen", 0]]}, (True, False)),
+    (
+        {
+            "context": {"title": ["Hen", "Owl"], "sentences": [["Hens lay."], ["Owls."]]},
+            "supporting_facts": {"title": ["Owl"], "sent_id": [0]},
+        },
+        (False, True),
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "gold"), EVIDENCE)
+def test_corpus_passages_under_other_names(tmp_path: Path, fields: dict[str, object], gold: tuple[bool, ...]) -> None:
+    row = {"id": "q", "question": "who?", "answer": "hens"} | fields
+    (question,) = read_questions(write(tmp_path / "file", lines(row)))
+    assert question.gold == gold and question.answers == ("hens",)
+    assert question.passages[0] == Passage("q:0", "Hen", "Hens lay.")
+
+
+@pytest.mark.parametrize(
+    ("fields", "answers"),
+    [
+        ({"golden_answers": [15, "fifteenth", 1.5]}, ("15", "fifteenth", "1.5")),
+        ({"golden_answers": [True]}, ("true",)),
+        ({"golden_answers": [1], "choices": ["bark", "threads"]}, ("B",)),
+        ({"golden_answers": ["bark"], "choices": ["bark", "threads"]}, ("A",)),
+        ({"answers": {"text": ["red", "red", "blue"], "answer_start": [1, 1, 2]}}, ("red", "blue")),
+        ({"answers": [{"text": "red", "answer_start": 1}]}, ("red",)),
+        ({"answer": {"value": "Yemen", "aliases": ["Yemen", "YE"], "type": "x"}}, ("Yemen", "YE")),
+    ],
+)
+def test_corpus_answers_as_data_sets_have_them(
+    tmp_path: Path, fields: dict[str, object], answers: tuple[str, ...]
+) -> None:
+    (question,) = read_questions(write(tmp_path / "file", lines({"question": "q"} | fields)))
+    assert question.answers == answers
+
+
+def test_corpus_squad_as_published(tmp_path: Path) -> None:
+    asked = [{"id": n, "question": f"{n}?", "answers": [{"text": "red", "answer_start": 0}] * n} for n in range(2)]
+    file = {"version": "2.0", "data": [{"title": "Hen", "paragraphs": [{"context": "red hens", "qas": asked}]}]}
+    found = list(read_questions(write(tmp_path / "file", json.dumps(file))))
+    assert [(question.id, question.answers) for question in found] == [("0", ()), ("1", ("red",))]
+    assert {question.passages[0].text for question in found} == {"red hens"} and found[0].gold == (True,)
 
 
 def test_corpus_empty_passages_are_counted(tmp_path: Path) -> None:
@@ -162,8 +241,9 @@ def test_corpus_words_sets_the_size(tmp_path: Path) -> None:
         (lines({"id": 1, "text": "a"}, {"text": "b"}), "file:2: no field 'id' (it has text); "),
         (lines({"id": 1, "text": "a"}, {"id": 2}), "file:2: no field 'text' (it has id); "),
         (lines({"id": 1, "text": ["a"]}), "file:1: 'text' is a list, not text; "),
-        (lines({"id": 1, "title": 5, "text": "a"}), "file:1: 'title' is a number, not text; "),
-        (lines({"id": 1.5, "text": "a"}), "file:1: 'id' is a number, not text; "),
+        (lines({"id": 1, "title": True, "text": "a"}), "file:1: 'title' is a boolean, not text; "),
+        (lines({"id": [1], "text": "a"}), "file:1: 'id' is a list, not text; "),
+        (lines({"id": 1, "text": "a"}, {"id": "x" * 600, "text": "a"}), "file:2: the id 'xxx"),
         (lines({"id": "", "text": "a"}), "file:1: 'id' is blank; "),
         (lines({"id": 1, "text": "\ud83d"}), "file:1: 'text' holds \\ud83d, half of a character; "),
         (lines({"id": 1, "contents": "T\na"}, {"id": 2, "text": "b"}), "file:2: no field 'contents' "),
@@ -298,9 +378,9 @@ def test_corpus_question_folder(tmp_path: Path, name: str) -> None:
         (lines({"question": "q"}, {"answers": ["a"]}), "file:2: no field 'question' (it has answers); "),
         (lines({"text": "q"}), "file:1: no field 'question' "),
         (lines({"question": " "}), "file:1: 'question' is blank; "),
-        (lines({"claim": 1}), "file:1: 'claim' is a number, not text; "),
+        (lines({"claim": [1]}), "file:1: 'claim' is a list, not text; "),
         (lines({"question": "q", "answers": 5}), "file:1: 'answers' is neither text nor a list of texts; "),
-        (lines({"question": "q", "answers": ["a", 5]}), "file:1: 'answers' is neither text nor a list of texts; "),
+        (lines({"question": "q", "answers": ["a", [5]]}), "file:1: 'answers' is neither text nor a list of texts; "),
         (lines({"question": "q", "answers": ["\ud800"]}), "file:1: 'answers' holds \\ud800, half of a character; "),
         (lines({"question": "q", "options": {"A": 1}}), "file:1: 'options' is neither an object nor a list of texts; "),
         (lines({"question": "q", "options": {"A": "x"}, "answer": "B"}), "file:1: 'answer' is 'B', none of the "),

@@ -154,11 +154,19 @@ def test_named_task_from_the_hub(task: str, load: Load) -> None:
     assert len(find_questions(task).questions) == 2
 
 
+@pytest.mark.parametrize("task", HUB)
+def test_rows_of_the_hub_in_a_file_of_yours(task: str, tmp_path: Path, load: Load) -> None:
+    load(task, rows := [HUB[task][0]] * 2)
+    file = write(tmp_path / "rows.jsonl", *rows)
+    there, here = find_questions(task), find_questions(task, str(file))
+    assert [(q.question, q.answers) for q in here.questions] == [(q.question, q.answers) for q in there.questions]
+
+
 @pytest.mark.parametrize(
     ("task", "change", "message"),
     [
         ("nq", {"answer": "Ann"}, r"nq:1: 'answer' is not a list of texts; the data set has changed: pass a file"),
-        ("nq", {"question": 3}, r"nq:1: 'question' is a number"),
+        ("nq", {"question": [3]}, r"nq:1: 'question' is a list"),
         ("triviaqa", {"answer": ["York"]}, r"triviaqa:1: 'answer' is not an object"),
         ("squad", {"answers": None}, r"squad:1: 'answers' is not an object"),
         ("fever", {"label": 3}, r"fever:1: 'label' is 3, expected 0, 1 or 2"),

@@ -1,5 +1,6 @@
 """Records: compression, lines and arrays, UTF-8, places in error messages, streaming."""
 
+import bz2
 import gzip
 import json
 import lzma
@@ -11,11 +12,11 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from btr import records
+from btr import packed, records
 from btr.errors import InputError
 from btr.records import Line, Record, open_records
 
-PACK = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstandard.ZstdCompressor().compress}
+PACK = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard.ZstdCompressor().compress}
 
 
 def as_lines(lines: Iterator[Line]) -> Iterator[Record]:
@@ -70,7 +71,7 @@ def test_records_missing_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1 << 20])
 def test_records_do_not_depend_on_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(records, "CHUNK", chunk)
+    monkeypatch.setattr(packed, "CHUNK", chunk)
     values = [{"k": 'a "quoted" \\ é€😀 line\n', "v": [1, {"w": None}]}, {}, {"n": -1.5e3, "t": [True, "]}"]}]
     for text in (json.dumps(values), json.dumps(values, indent=2, ensure_ascii=False), "[]", " [ ] "):
         expected = json.loads(text)
@@ -116,7 +117,7 @@ def test_records_malformed(tmp_path: Path, content: bytes, message: str) -> None
 def test_records_before_a_bad_one_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: bytes, between: bytes, chunk: int
 ) -> None:
-    monkeypatch.setattr(records, "CHUNK", chunk)
+    monkeypatch.setattr(packed, "CHUNK", chunk)
     good = between.join(b'{"n": %d}' % n for n in range(999))
     path = write(tmp_path / "file", begin + good + between + b'{"n": "\xff"}' + between + b"{}")
     stream = open_records(str(path), as_lines)
@@ -127,7 +128,7 @@ def test_records_before_a_bad_one_are_read(
 
 @pytest.mark.parametrize("form", ["lines", "array", "zst"])
 def test_records_hold_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    monkeypatch.setattr(records, "CHUNK", 1 << 16)
+    monkeypatch.setattr(packed, "CHUNK", 1 << 16)
     rows = [json.dumps({"n": n, "text": str(n**40)}) for n in range(30_000)]
     content = (f"[{', '.join(rows)}]" if form == "array" else "\n".join(rows)).encode()
     assert len(content) > 5_000_000
@@ -146,7 +147,6 @@ def test_records_fields_name_the_fault() -> None:
     faults = {
         r"no field 'text' \(it has n, none, .*\); give every record 'text'": lambda: record.text("text"),
         "'none' is null, not text; ": lambda: record.text("none"),
-        "'n' is a number, not text; ": lambda: record.text("n", ""),
         r"'half' holds \\ud83d, half of a character; ": lambda: record.text("half"),
         "'flag' is a boolean, not text; ": lambda: record.identifier("flag"),
         "'blank' is blank; ": lambda: record.identifier("blank"),
@@ -156,6 +156,75 @@ def test_records_fields_name_the_fault() -> None:
     for message, act in faults.items():
         with pytest.raises(InputError, match=f"^file:7: {message}"):
             act()
-    assert record.identifier("n") == "3"
+    assert record.identifier("n") == record.text("n") == "3"
     assert record.text("none", "") == record.text("absent", "") == ""
     assert record.objects("absent") == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(3, "3"), (3.0, "3"), (1984.5, "1984.5"), (10**18, str(10**18)), ({"$oid": "5f"}, "5f")],
+)
+def test_numbers_and_what_mongodb_writes_are_ids(value: object, text: str) -> None:
+    assert Record("file:1", {"id": value}).identifier("id") == text
+
+
+def test_nan_is_missing() -> None:
+    record = Record("file:1", {"title": float("nan")})
+    assert record.text("title", "") == "" and record.get("title") is None
+
+
+def test_objects_over_several_lines_are_read_where_they_begin(tmp_path: Path) -> None:
+    values = [{"a": 1, "b": {"c": "x\ny"}}, {"d": []}]
+    text = "\n\n" + "\n".join(json.dumps(value, indent=1) for value in values)
+    assert read(write(tmp_path / "file", text)) == [("3", values[0]), ("9", values[1])]
+    with pytest.raises(InputError, match="file:2: not JSON"):
+        read(write(tmp_path / "file", '{\n "a" 1}\n'))
+
+
+SKIPPABLE = b"\x50\x2a\x4d\x18\x04\0\0\0size"
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda data: SKIPPABLE + PACK["zst"](data) + SKIPPABLE,
+        lambda data: PACK["zst"](data[:9]) + SKIPPABLE + PACK["zst"](data[9:]),
+        lambda data: gzip.compress(data[:9]) + gzip.compress(data[9:]) + b"\r\n",
+        lambda data: gzip.compress(data) + bytes(512),
+        lambda data: bz2.compress(data[:9]) + bz2.compress(data[9:]),
+    ],
+)
+def test_files_of_several_parts_and_with_a_tail(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    assert read(write(tmp_path / "file", pack(b'{"a": 1}\n{"a": 2}\n'))) == [("1", {"a": 1}), ("2", {"a": 2})]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    from pyarrow import Table, parquet
+
+    rows = [{"id": n, "text": None if n == 1 else f"text {n}"} for n in range(3)]
+    parquet.write_table(Table.from_pylist(rows), tmp_path / "file")
+    assert read(tmp_path / "file") == [(str(n), row) for n, row in enumerate(rows, 1)]
+    with pytest.raises(InputError, match="file: not readable as Parquet"):
+        read(write(tmp_path / "file", b"PAR1 and no more"))
+
+
+@pytest.mark.parametrize("pack", ["gz", "zst"])
+@pytest.mark.parametrize("blank", [b"\n", b"  \r\n"])
+def test_blanks_that_unpack_to_much_take_no_memory(tmp_path: Path, pack: str, blank: bytes) -> None:
+    """Pack 64 MB of blanks; what follows is read, with its line."""
+    times = (64 << 20) // len(blank)
+    path = write(tmp_path / "file", PACK[pack](blank * times + b'{"a": 1}\n' + blank * times))
+    tracemalloc.start()
+    found = read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [(str(1 + blank.count(b"\n") * times), {"a": 1})]
+    assert peak < 80 << 20  # bytes: what one read of a zstd frame may give, and some chunks
+
+
+@pytest.mark.parametrize("begin", [b'{"a": "', b'[{"a": "', b'{\n"a": "', b"words "])
+def test_record_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: bytes) -> None:
+    monkeypatch.setattr(records, "LONGEST", 1 << 20)
+    with pytest.raises(InputError, match=r"file:[12]: a record of more than 1,048,576 bytes; write one"):
+        read(write(tmp_path / "file", PACK["zst"](begin + b"x" * (8 << 20))))
