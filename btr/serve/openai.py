@@ -1,7 +1,8 @@
 """Speak OpenAI's protocol: chat and plain completions, whole or streamed, and the list of models.
 
 The last message of the user is the question.  What a reader cannot follow (system messages, earlier turns,
-temperature) is taken and ignored.  Every response, and every chunk of a stream, carries `citations`.
+temperature) is taken and ignored.  Every response, and every chunk of a stream, carries `citations`, and the whole
+answer or the last chunk `no_answer`.
 """
 
 from bisect import bisect_right
@@ -13,7 +14,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from btr.serve.desk import Desk
 from btr.serve.schema import MOST_IDS, AnswerRequest, AnswerResponse, Evidence, RequestError, Text
@@ -23,6 +24,9 @@ MOST_CITED = 1 << 16  # characters of all citations together, and of what is cit
 TOLD = 100  # of them for the names and numbers of each
 LENIENT = ConfigDict(strict=True, extra="ignore")
 Kind = Literal["chat", "text"]
+# Clients of other languages write whole numbers with a point.
+Whole = Annotated[int, BeforeValidator(lambda n: int(n) if isinstance(n, float) and n.is_integer() else n)]
+NOTHING = "No passage shares a word with the question."
 
 
 class Part(BaseModel):
@@ -45,7 +49,7 @@ class StreamOptions(BaseModel):
     """Say whether a stream ends with its usage."""
 
     model_config = LENIENT
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class CompletionBase(Evidence):
@@ -55,15 +59,15 @@ class CompletionBase(Evidence):
     model: Text
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    n: int | None = None
+    max_tokens: Whole | None = None
+    n: Whole | None = None
 
 
 class ChatRequest(CompletionBase):
     """Ask the last message of the user."""
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_IDS)
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Whole | None = None
 
 
 class CompletionRequest(CompletionBase):
@@ -92,8 +96,10 @@ def _prompt(prompt: str | list[str]) -> str:
     return prompt[0]
 
 
-def _to_answer(request: CompletionBase, question: str, most: int | None, model: str) -> AnswerRequest:
-    """Turn a completion into a question.
+def _to_answer(
+    request: CompletionBase, question: str, most: int | None, model: str, bound: int = MOST_IDS
+) -> AnswerRequest:
+    """Turn a completion into a question, whose answer has `bound` tokens at most: clients send large bounds unasked.
 
     Raises:
         RequestError: another model, or more than one choice, is asked for.
@@ -104,9 +110,8 @@ def _to_answer(request: CompletionBase, question: str, most: int | None, model: 
     if request.n not in (None, 1):
         raise RequestError(400, f"n is {request.n}; a reader gives 1 answer", "out_of_range")
     fields = {name: getattr(request, name) for name in Evidence.model_fields}
-    return AnswerRequest.model_construct(
-        question=question, timeout=None, max_new_tokens=32 if most is None else most, **fields
-    )
+    most = 32 if most is None else most if most > 0 else bound  # -1 is how some say: no bound
+    return AnswerRequest.model_construct(question=question, timeout=None, max_new_tokens=min(most, bound), **fields)
 
 
 def cite(reply: AnswerResponse) -> list[dict[str, Any]]:
@@ -152,11 +157,11 @@ class Writer:
 
     def whole(self, reply: AnswerResponse) -> dict[str, Any]:
         """Return the answer as one object."""
-        said: dict[str, Any] = {"text": reply.answer}
+        said: dict[str, Any] = {"text": spoken(reply)}
         if self.kind == "chat":
-            said = {"message": {"role": "assistant", "content": reply.answer, "refusal": None}}
+            said = {"message": {"role": "assistant", "content": spoken(reply), "refusal": None}}
         made = self._wrap(self.object, said, self._finish(reply), cite(reply))
-        return made | {"usage": usage(reply), "timings": reply.timings}
+        return made | {"usage": usage(reply), "timings": reply.timings, "no_answer": reply.no_answer}
 
     async def stream(self, happenings: AsyncIterator[Happening], with_usage: bool) -> AsyncIterator[str]:
         """Yield the answer as server-sent events: its words as they come, its end, its usage if wanted.
@@ -175,11 +180,11 @@ class Writer:
                 said += one[1]["text"]
 
     def _end(self, reply: AnswerResponse, said: str, with_usage: bool) -> Iterator[str]:
-        left, cited = rest(reply.answer, said), cite(reply)
+        left, cited = rest(spoken(reply), said), cite(reply)
         if left or not said:
             yield event(self._wrap(self.chunk, self._words(left, not said), None, cited))
         last: dict[str, Any] = {"delta": {}} if self.kind == "chat" else {"text": ""}
-        yield event(self._wrap(self.chunk, last, self._finish(reply), cited))
+        yield event(self._wrap(self.chunk, last, self._finish(reply), cited) | {"no_answer": reply.no_answer})
         if with_usage:
             yield event(self._wrap(self.chunk, None, None, cited) | {"usage": usage(reply)})
         yield "data: [DONE]\n\n"
@@ -188,6 +193,11 @@ class Writer:
         if self.kind == "text":
             return {"text": text}
         return {"delta": ({"role": "assistant"} if first else {}) | {"content": text}}
+
+
+def spoken(reply: AnswerResponse) -> str:
+    """Return what a chat shows: the answer, or that there was nothing to read."""
+    return reply.answer if reply.passages else NOTHING
 
 
 def usage(reply: AnswerResponse) -> dict[str, int]:
@@ -202,7 +212,7 @@ def make_router(desk: Desk) -> APIRouter:
     model = {"id": desk.service.model, "object": "model", "created": int(time()), "owned_by": "btr"}
 
     async def complete(http: Request, request: CompletionBase, question: str, most: int | None, kind: Kind) -> Response:
-        asked = _to_answer(request, question, most, desk.service.model)
+        asked = _to_answer(request, question, most, desk.service.model, desk.service.settings.max_new_tokens)
         writer = Writer(kind, desk.service.model, asked.max_new_tokens)
         if not request.stream:
             return JSONResponse(writer.whole(await desk.ask(http, asked)))

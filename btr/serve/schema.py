@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from btr.config import Mode
+from btr.records import number_text
 
 MOST_IDS = 10_000  # of any list in a request, before the server's own limit is looked at
 
@@ -22,6 +23,12 @@ def _whole(text: str) -> str:
 Text = Annotated[str, AfterValidator(_whole)]
 
 
+# As files have them: numbers are text, null is a missing one.
+Id = Annotated[Text, BeforeValidator(lambda value: number_text(value) or value)]
+Line = Annotated[Text, BeforeValidator(lambda value: "" if value is None else number_text(value) or value)]
+LENIENT = ConfigDict(strict=True, extra="ignore")  # a retriever's scores, a url: passed over
+
+
 class RequestError(Exception):
     """Refuse a request with an HTTP status, a message for its sender and a code for his program."""
 
@@ -33,10 +40,10 @@ class RequestError(Exception):
 class InlinePassage(BaseModel):
     """Carry a passage that is not in the store; without an id it is named by its place, from "1"."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-    id: Text | None = None
-    title: Text = ""
-    text: Text
+    model_config = LENIENT
+    id: Id | None = None
+    title: Line = ""
+    text: Line
 
 
 class Evidence(BaseModel):
@@ -47,7 +54,7 @@ class Evidence(BaseModel):
     """
 
     top_k: int | None = None
-    ids: list[Text] | None = Field(default=None, max_length=MOST_IDS)
+    ids: list[Id] | None = Field(default=None, max_length=MOST_IDS)
     passages: list[InlinePassage] | None = Field(default=None, max_length=MOST_IDS)
     mode: Mode | None = None
     merge_ratio: float | None = Field(default=None, ge=0, le=0.5)
@@ -92,10 +99,10 @@ class StoredPassage(BaseModel):
 class NewPassage(BaseModel):
     """Carry a passage for the store: of one id there is one, and a text over the reader's limit is cut to it."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-    id: Text
-    title: Text = ""
-    text: Text
+    model_config = LENIENT
+    id: Id
+    title: Line = ""
+    text: Line
 
 
 class UpsertRequest(BaseModel):
@@ -161,9 +168,10 @@ class AnswerResponse(BaseModel):
 
     `score` is the mean log-probability per answer token or, from a span reader, the span's log-probability; `citation`
     comes from readers with a BERT, and `no_answer`, the probability that none of the passages answers, from span
-    readers alone; `timings` are
+    readers alone, or is 1, without passages, where none of the store shares a word with the question; `timings` are
     seconds (`tokenize` and what follows are those of the `batch` questions that were read together); `bits_read`
-    counts the stored signs, `answer_tokens` the tokens of the answer; `read` passages were read to the end.
+    counts the stored signs, `answer_tokens` the tokens of the answer; `read` passages were read to the end. Of a
+    question longer than the reader reads, its last words are read, and `question_cut` says so.
     """
 
     answer: str
@@ -179,6 +187,7 @@ class AnswerResponse(BaseModel):
     bits_read: int
     tokens_read: int
     answer_tokens: int
+    question_cut: bool = False
 
 
 class ErrorBody(BaseModel):

@@ -29,6 +29,7 @@ from btr.serve.schema import (
 )
 from btr.serve.settings import Settings
 from btr.serve.streams import Ears
+from btr.shorten import shorten
 from btr.storage import Encoded, StoreError, UnknownId, WrongLength
 
 PHASES = ("retrieve", "load", "tokenize", "expand", "look", "encode", "merge", "decode")
@@ -174,10 +175,11 @@ class Service:
         """Answer checked questions of one kind; one that cannot be answered has an exception in its place."""
         library = self.library  # the same for the whole batch, whatever a reload does meanwhile
         chosen: list[Chosen | Exception] = [self._try_choose(library, request) for request in requests]
-        ready = [n for n, found in enumerate(chosen) if isinstance(found, Chosen)]
+        ready = [n for n, found in enumerate(chosen) if isinstance(found, Chosen) and found.passages]
         results: list[AnswerResponse | Exception] = [
-            found if isinstance(found, Exception) else RuntimeError("not read") for found in chosen
-        ]
+            found if isinstance(found, Exception) else self._nothing(request, found)
+            for request, found in zip(requests, chosen, strict=True)
+        ]  # those that are ready are replaced below
         for n, found in enumerate(chosen if ears else ()):
             if isinstance(found, Chosen):
                 ears.reading(n, found.passages)  # type: ignore[union-attr]
@@ -186,8 +188,12 @@ class Service:
         for n, answer in zip(ready, answers, strict=True):
             found = chosen[n]
             assert isinstance(found, Chosen)
-            failed = isinstance(answer, Exception)
-            results[n] = answer if failed else self._respond(found, answer, len(ready))  # type: ignore[assignment, arg-type]
+            if isinstance(answer, Exception):
+                results[n] = answer
+                continue
+            results[n] = self._respond(found, answer, len(ready))
+            asked = requests[n].question.strip()
+            results[n].question_cut = len(shorten(asked, self.reader)) < len(asked)
         return results
 
     def _try_choose(self, library: Library, request: AnswerRequest) -> Chosen | Exception:
@@ -212,7 +218,7 @@ class Service:
             merge = self.reader.schedule("algorithm", first.merge_ratio) if first.merge_ratio else None
             return list(
                 self.reader.answer_batch(
-                    [request.question.strip() for request in requests],
+                    [shorten(request.question.strip(), self.reader) for request in requests],
                     [_source(found, mode, self._prune(first)) for found in chosen],
                     mode=mode,
                     max_new_tokens=first.max_new_tokens,
@@ -227,6 +233,21 @@ class Service:
                 return [answer for request, found in parts for answer in self._read([request], [found])]
             refused = isinstance(error, InputError)
             return [RequestError(400, str(error), "invalid_value") if refused else broken(error)]
+
+    def _nothing(self, request: AnswerRequest, chosen: Chosen) -> AnswerResponse:
+        """Answer a question that no passage of the store shares a word with: there is nothing to read."""
+        counts = dict.fromkeys(("batch", "read", "bits_read", "tokens_read", "answer_tokens"), 0)
+        return AnswerResponse(
+            answer="",
+            score=0.0,
+            citation=None,
+            no_answer=1.0,
+            mode=request.mode or self.mode,
+            model=self.model,
+            passages=[],
+            timings=dict.fromkeys(PHASES, 0.0) | chosen.timings,
+            **counts,
+        )
 
     def _respond(self, chosen: Chosen, answer: Answer, batch: int) -> AnswerResponse:
         tokens = sum(len(attention) for attention in answer.token_evidence)
@@ -262,8 +283,6 @@ class Service:
         if library.index is None:
             raise RequestError(400, "the store has no index to search; send ids or passages", "no_index")
         (hits,) = library.index.search([request.question], request.top_k or self.top)  # type: ignore[attr-defined]
-        if len(hits[0]) == 0:
-            raise RequestError(404, "no passage of the store shares a word with the question", "no_passages")
         return hits
 
 
@@ -289,10 +308,11 @@ def _load(library: Library, ids: Sequence[str]) -> Encoded:
 
 
 def _inline(passages: Sequence[InlinePassage]) -> tuple[Passage, ...]:
-    for place, passage in enumerate(passages, 1):
-        if not passage.text.strip():
-            raise RequestError(400, f"the text of passage {place} is blank", "blank_passage")
-    return tuple(Passage(p.id or str(place), p.title, p.text) for place, p in enumerate(passages, 1))
+    """Return passages that came with a question, named by their places where they have no id, less blank ones."""
+    if passages and not any(passage.text.strip() for passage in passages):
+        raise RequestError(400, "the text of every passage is blank", "blank_passage")
+    numbered = enumerate(passages, 1)
+    return tuple(Passage(p.id or str(place), p.title, p.text) for place, p in numbered if p.text.strip())
 
 
 def _source(chosen: Chosen, mode: Mode, prune: int) -> Encoded | Sequence[Passage]:

@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 
 from btr.answer import Span
+from btr.errors import InputError
 from btr.serve import Desk, Library, Service, Settings, create_app
 from btr.serve.keys import Keys
 from btr.serve.server import bind, make_config
@@ -104,10 +105,16 @@ class FakeReader:
         self.batches: list[list[str]] = []
         self.span: Span | None = None
         self.during: Callable[[], object] = lambda: None
+        self.longest = 64  # words of a question
         self.pieces: tuple[str, ...] = ()  # words told before the answer
         self.gate, self.end = threading.Event(), threading.Event()
         self.gate.set()
         self.end.set()
+
+    def question_ids(self, question: str) -> list[int]:
+        if len(question.split()) > self.longest:
+            raise InputError(f"the question has {len(question.split())} tokens, this reader reads {self.longest}")
+        return [0] * len(question.split())
 
     def answer_batch(
         self,

@@ -81,7 +81,6 @@ def test_models_are_listed(client: Any) -> None:
         ({"model": "double", "messages": said([{"type": "image_url"}])}, openai.BadRequestError, "unsupported_content"),
         ({"model": "double", "messages": said("x" * 300)}, openai.APIStatusError, "too_large"),
         ({"model": "double", "messages": []}, openai.UnprocessableEntityError, "malformed"),
-        ({"model": "double", "messages": said("xyzzy"), "stream": True}, openai.NotFoundError, "no_passages"),
     ],
 )  # fmt: skip
 def test_refusals_are_the_client_s_own_errors(client: Any, call: dict[str, Any], error: type, code: str) -> None:
@@ -102,3 +101,21 @@ def test_wrong_key_is_an_authentication_error(kit: Any, reader: Any, tmp_path: A
                 else:
                     with pytest.raises(openai.AuthenticationError):
                         client.models.list()
+
+
+@pytest.mark.parametrize("bound", [{"max_tokens": 32_000}, {"max_tokens": -1}, {"max_completion_tokens": 2048}])
+def test_bounds_over_the_server_s_are_its_own(client: Any, reader: Any, bound: dict[str, int]) -> None:
+    client.chat.completions.create(model="double", messages=said("Who?"), **bound)
+    assert reader.asked[-1][3] == 64
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_chat_says_where_there_is_nothing_to_read(client: Any, stream: bool) -> None:
+    reply = client.chat.completions.create(model="double", messages=said("xyzzy"), stream=stream)
+    if stream:
+        chunks = list(reply)
+        text, last = "".join(chunk.choices[0].delta.content or "" for chunk in chunks), chunks[-1]
+    else:
+        text, last = reply.choices[0].message.content, reply
+    assert text == "No passage shares a word with the question."
+    assert (last.no_answer, last.citations) == (1.0, [])
