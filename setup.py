@@ -82,5 +82,5 @@ setup(
         # what else tests need that skip without it
         "all-tests": ["selenium>=4.20", "matplotlib>=3.9", "accelerate>=1.0", "ray>=2.40", "haystack-ai>=2.0"],
     },
-    entry_points={"console_scripts": ["btr = btr.__main__:main"]},
+    entry_points={"console_scripts": ["btr = btr.__main__:cli"]},
 )

@@ -3,8 +3,10 @@
 import difflib
 import importlib
 import sys
+from typing import NoReturn
 
 from btr import __version__
+from btr.command import run_command
 
 # command: (module whose main(argv) runs it, what it does)
 COMMANDS = {
@@ -48,5 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def cli() -> NoReturn:
+    """Run `btr`."""
+    run_command(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    cli()

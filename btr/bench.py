@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from btr import __version__, kernel_bench, plots
-from btr.command import Parser, check_file, check_least
+from btr.command import Parser, check_file, check_least, run_command
 from btr.config import MODES
 from btr.contenders import SPLIT, TRANSFORMERS, contenders, make_texts, random_reader, store_of
 from btr.errors import InputError
@@ -237,4 +237,4 @@ def table(figures: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,11 +1,28 @@
-"""What the command lines share: options written in full, and files that can be written before any work begins."""
+"""What the command lines share: how they end, options written in full, files that are checked before the work."""
 
 import argparse
+import os
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from btr.errors import InputError
+
+
+def run_command(main: Callable[[], int]) -> NoReturn:
+    """Run a command and leave with its exit code; ^C is one line and 130, a pipe that is closed (`| head`) silence."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        code = 141
+    sys.exit(code)
 
 
 class Parser(argparse.ArgumentParser):

@@ -154,7 +154,7 @@ def _whole_passages(name: str, tally: Tally) -> Iterator[Passage]:
         convert = convert or _passage_format(record)
         passage = convert(record)
         if len(passage.id.encode()) > ID_BYTES:
-            what = f"the id {passage.id[:60]!r} has {len(passage.id.encode())} bytes, {ID_BYTES} are allowed"
+            what = f"the id {passage.id[:60]!r} has {len(passage.id.encode())} bytes of UTF-8, {ID_BYTES} are allowed"
             record.fail(what, "give shorter ids, a number or a hash of this one say")
         if passage.text and not passage.text.isspace():
             yield passage

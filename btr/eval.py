@@ -21,7 +21,7 @@ import torch
 from btr import plots
 from btr.answer import Answer
 from btr.checkpoint import digest
-from btr.command import Parser, check_file, check_least
+from btr.command import Parser, check_file, check_least, run_command
 from btr.config import MODES, Mode
 from btr.corpus import Passage, Question
 from btr.dense.fusion import KINDS
@@ -39,7 +39,7 @@ from btr.tasks import fever_label, mmlu_letter
 
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    main = Parser(prog="btr eval", description="Score a reader's answers, with 95 %% bootstrap intervals.")
+    main = Parser(prog="btr eval", description="Score a reader's answers, with 95 % bootstrap intervals.")
     add = main.add_argument
     add("task", metavar="TASK", help=f"{', '.join(TASKS)}; or a file of questions with answers, in any known format")
     add("--data", metavar="PATH", help="a named task's file, or a folder of tasks; default: the Hugging Face hub")
@@ -373,4 +373,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

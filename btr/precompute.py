@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from btr import __version__
-from btr.command import Parser, check_least
+from btr.command import Parser, check_least, run_command
 from btr.corpus import Passage
 from btr.dense.build import Embedding
 from btr.dense.fusion import DENSE
@@ -366,4 +365,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

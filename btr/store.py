@@ -10,7 +10,7 @@ from typing import Any
 
 from btr import __version__, exporting, indexed
 from btr.articles import held, words_of
-from btr.command import Parser, check_least
+from btr.command import Parser, check_least, run_command
 from btr.errors import InputError
 from btr.latency import measure
 from btr.progress import say
@@ -318,4 +318,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -62,7 +62,7 @@ def test_wheel_holds_the_rooms_and_nothing_else(unpacked: Path) -> None:
 
 def test_wheel_names_its_command_and_licence(unpacked: Path) -> None:
     [metadata] = unpacked.glob("btr-*.dist-info")
-    assert "btr = btr.__main__:main" in (metadata / "entry_points.txt").read_text(encoding="utf-8")
+    assert "btr = btr.__main__:cli" in (metadata / "entry_points.txt").read_text(encoding="utf-8")
     assert (metadata / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 

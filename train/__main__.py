@@ -9,7 +9,7 @@ import torch
 
 from btr.bert_fid import BertFiD
 from btr.checkpoint import save_reader
-from btr.command import check_file
+from btr.command import check_file, run_command
 from btr.config import ConfigError
 from btr.corpus import read_passages
 from btr.errors import InputError
@@ -154,6 +154,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run `btr train`; returns the exit code."""
     try:
         execute(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:
+        raise  # the reader of a pipe has had enough
     except (InputError, ConfigError, StoreError, OSError, FloatingPointError) as error:
         say(f"error: {error}")
         return 2
@@ -167,4 +169,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from btr.command import Parser, check_least
+from btr.command import Parser, check_least, run_command
 from btr.dense import bench
 from btr.dense.build import CHUNK, build, is_store, read_corpus, read_store
 from btr.dense.calibrate import calibrate
@@ -191,6 +191,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check(options)
         return int(options.run(options))
+    except BrokenPipeError:
+        raise  # the reader of a pipe has had enough
     except (InputError, StoreError, OSError) as error:
         say(f"error: {error}")
         return 2
@@ -200,4 +202,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,5 +1,6 @@
 """Run `python -m btr.serve`."""
 
+from btr.command import run_command
 from btr.serve import main
 
-raise SystemExit(main())
+run_command(main)

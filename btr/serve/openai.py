@@ -217,7 +217,7 @@ def make_router(desk: Desk) -> APIRouter:
         if not request.stream:
             return JSONResponse(writer.whole(await desk.ask(http, asked)))
         options = request.stream_options or StreamOptions()
-        lines = writer.stream(await begun(desk.follow(http, asked)), options.include_usage)
+        lines = writer.stream(await begun(desk.follow(http, asked)), bool(options.include_usage))
         return respond(lines, lambda code: desk.metrics.errors.labels(code).inc())
 
     @router.post("/chat/completions", response_model=None)

@@ -191,9 +191,9 @@ class Service:
             if isinstance(answer, Exception):
                 results[n] = answer
                 continue
-            results[n] = self._respond(found, answer, len(ready))
             asked = requests[n].question.strip()
-            results[n].question_cut = len(shorten(asked, self.reader)) < len(asked)
+            cut = len(shorten(asked, self.reader)) < len(asked)
+            results[n] = self._respond(found, answer, len(ready)).model_copy(update={"question_cut": cut})
         return results
 
     def _try_choose(self, library: Library, request: AnswerRequest) -> Chosen | Exception:
@@ -236,7 +236,6 @@ class Service:
 
     def _nothing(self, request: AnswerRequest, chosen: Chosen) -> AnswerResponse:
         """Answer a question that no passage of the store shares a word with: there is nothing to read."""
-        counts = dict.fromkeys(("batch", "read", "bits_read", "tokens_read", "answer_tokens"), 0)
         return AnswerResponse(
             answer="",
             score=0.0,
@@ -246,7 +245,11 @@ class Service:
             model=self.model,
             passages=[],
             timings=dict.fromkeys(PHASES, 0.0) | chosen.timings,
-            **counts,
+            batch=0,
+            read=0,
+            bits_read=0,
+            tokens_read=0,
+            answer_tokens=0,
         )
 
     def _respond(self, chosen: Chosen, answer: Answer, batch: int) -> AnswerResponse:

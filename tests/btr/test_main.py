@@ -10,6 +10,7 @@ import pytest
 
 from btr import __version__
 from btr.__main__ import COMMANDS, main
+from btr.command import run_command
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,3 +71,19 @@ def test_command_names_itself_in_its_help(name: str, capsys: pytest.CaptureFixtu
         main([name, "--help"])
     assert left.value.code == 0
     assert re.match(rf"usage: (btr |python -m btr\.){name} ", capsys.readouterr().out)
+
+
+def test_closed_pipe_is_no_error() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m btr --help | true"], capture_output=True, text=True
+    )
+    assert done.stderr == "" and done.returncode in (0, 141)  # 0: all was written before the pipe closed
+
+
+def test_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def stop() -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as left:
+        run_command(stop)
+    assert left.value.code == 130 and capsys.readouterr().err == "interrupted\n"

@@ -321,7 +321,7 @@ CORPORA = {
         ("broken.jsonl", [], "broken.jsonl:4: not JSON"),
         ("long_id.jsonl", [], "has 512 bytes of UTF-8"),
         ("notes.txt", [], "notes.txt:1: neither JSON nor a table"),
-        ("folder", [], "a folder without passages.jsonl or corpus.jsonl"),
+        ("folder", [], "a folder without a file"),
         ("pipe", [], "neither a file nor a folder"),
         ("no such corpus", [], "No such file or directory"),
         ("nobody/nothing", [], "no such file, and "),

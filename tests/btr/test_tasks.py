@@ -41,6 +41,6 @@ def test_letters_are_told_with_or_without_brackets(text: str, letter: str | None
 
 
 def test_letters_are_not_for_exact_match() -> None:
-    """An empty answer would be right wherever A is; `mmlu_letter` knows better."""
-    assert exact_match("", ["A"]) == 1
-    assert mmlu_letter("", OPTIONS) is None
+    """To exact match, A and B together are B, since A is an article; `mmlu_letter` knows better."""
+    assert exact_match("A B", ["B"]) == 1
+    assert mmlu_letter("A B", OPTIONS) is None
