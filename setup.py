@@ -78,9 +78,9 @@ setup(
             "openai>=1.50",
             "setuptools>=77",
         ],  # a test builds the wheel
-        "dev": ["ruff>=0.15", "mypy>=1.18"],
+        "dev": ["ruff>=0.15", "mypy>=1.18", "matplotlib>=3.9"],
         # what else tests need that skip without it
-        "all-tests": ["selenium>=4.20", "matplotlib>=3.9", "accelerate>=1.0", "ray>=2.40", "haystack-ai>=2.0"],
+        "all-tests": ["selenium>=4.20", "accelerate>=1.0", "ray>=2.40", "haystack-ai>=2.0"],
     },
     entry_points={"console_scripts": ["btr = btr.__main__:cli"]},
 )
