@@ -37,7 +37,7 @@ def test_flag_goes_before_environment_and_that_before_file(config: Path, monkeyp
             {"BTR_KEY_FILE": "keys"},
             "BTR_KEY_FILE in the environment is no setting (did you mean BTR_KEYS_FILE?); rename",
         ),
-        ([], {"btr_xyzzy": ""}, "btr_xyzzy in the environment is no setting (known: BTR_ALLOWED_HOSTS, BTR_BATCH_TOKENS, "),
+        ([], {"btr_xyzzy": ""}, "btr_xyzzy in the environment is no setting (known: BTR_ALLOWED_HOSTS, "),
         (["--config", "none.toml"], {}, "--config none.toml: there is no such file"),
     ],
 )
