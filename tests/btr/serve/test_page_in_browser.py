@@ -127,9 +127,15 @@ def test_earlier_question_comes_back_by_key_and_by_list(page: Page) -> None:
 
 
 def test_refusal_is_said(page: Page) -> None:
-    page.find("#question").send_keys("xyzzy\n")
+    page.find("#question").send_keys("x" * 300 + "\n")
     page.wait(lambda: "fault" in page.find("#status").get_attribute("class"))
-    assert "no passage of the store" in page.find("#status").text.lower()
+    assert "the question has 300 characters" in page.find("#status").text.lower()
+
+
+def test_nothing_found_is_said(page: Page) -> None:
+    page.ask("xyzzy")
+    assert page.find("#answer").text == "No passage shares a word with the question."
+    assert page.all("#passages > *") == []
 
 
 def test_narrow_screen_needs_no_scrolling_sideways(page: Page) -> None:

@@ -80,11 +80,7 @@ def test_rest_is_what_follows(answer: str, said: str, left: str) -> None:
 def test_refused_before_it_begins_is_a_status_and_after_it_an_event(
     kit: Any, port: int, reader: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for body, status in (
-        ({"question": "xyzzy"}, 404),
-        ({"question": " "}, 400),
-        ({"question": "?", "ids": ["q"]}, 404),
-    ):
+    for body, status in (({"question": " "}, 400), ({"question": "?", "ids": ["q"]}, 404)):
         assert kit.send(port, "POST", "/v1/answer", ASKED | body)[0] == status
     assert kit.send(port, "POST", "/v1/answer/batch", {"questions": [ASKED]})[0] == 422
 
