@@ -28,7 +28,6 @@ from btr.serve.schema import (
     StoredPassage,
     StreamableRequest,
     UpsertRequest,
-    error_body,
 )
 from btr.serve.streams import begun, respond, write_events
 
@@ -96,14 +95,14 @@ def _add_questions(app: FastAPI, desk: Desk) -> None:
         most = min(desk.service.settings.max_questions, desk.service.settings.queue)
         if len(request.questions) > most:
             message = f"questions must be of length 1 to {most}, not {len(request.questions)}"
-            raise RequestError(400, message, "out_of_range")
+            raise RequestError(400, message, "out_of_range", param="questions")
         items = []
         for result in await desk.ask_all(http, request.questions):
             if isinstance(result, AnswerResponse):
                 items.append(BatchItem(answer=result))
             else:
                 desk.metrics.errors.labels(result.code).inc()
-                items.append(BatchItem(error=ErrorBody(**error_body(result.status, result.message, result.code))))
+                items.append(BatchItem(error=ErrorBody(**result.body)))
         return BatchResponse(results=items)
 
 

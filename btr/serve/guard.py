@@ -24,6 +24,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+IN_PATH = re.compile(r"/+v1/+passages/(.+)", re.DOTALL)  # an id, which may have slashes of its own
+FORM = "application/x-www-form-urlencoded"  # as curl calls what it is not told the name of
 OPEN = {"/", "/health", "/ready", "/docs", "/openapi.json"}  # without a key
 _log = logging.getLogger("btr.serve")
 
@@ -33,6 +35,25 @@ def is_local(host: str) -> bool:
     with suppress(ValueError):
         return ip_address(host).is_loopback
     return host == "localhost" or host.endswith(".localhost")
+
+
+def plain_path(path: str) -> str:
+    """Return a path without the slashes that stand twice or at its end, as addresses are joined by clients."""
+    if held := IN_PATH.fullmatch(path):
+        return f"/v1/passages/{held[1]}"
+    return "/" + "/".join(part for part in path.split("/") if part)
+
+
+def read_as_json(scope: Scope) -> None:
+    """Take a body of no type, or of curl's, for JSON; not from a browser, where any page can have these sent."""
+    headers = MutableHeaders(scope=scope)
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("", FORM):
+        return
+    if "origin" not in headers and "sec-fetch-site" not in headers:
+        headers["content-type"] = "application/json"
+    elif not kind:
+        headers["content-type"] = "application/octet-stream"
 
 
 class Guard:
@@ -45,6 +66,8 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        scope["path"] = plain_path(scope["path"])
+        read_as_json(scope)
         began, status = perf_counter(), 0
         given = Headers(scope=scope).get("x-request-id", "")
         name = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid4().hex

@@ -30,11 +30,19 @@ LENIENT = ConfigDict(strict=True, extra="ignore")  # a retriever's scores, a url
 
 
 class RequestError(Exception):
-    """Refuse a request with an HTTP status, a message for its sender and a code for his program."""
+    """Refuse a request with an HTTP status, a message for its sender, a code for his program, the field at fault."""
 
-    def __init__(self, status: int, message: str, code: str, retry_after: int | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, code: str, retry_after: int | None = None, param: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.retry_after = status, message, code, retry_after
+        self.param = param
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """Return it as OpenAI writes an error, for JSON."""
+        return error_body(self.status, self.message, self.code, self.param)
 
 
 class InlinePassage(BaseModel):
@@ -218,8 +226,8 @@ class BatchResponse(BaseModel):
     results: list[BatchItem]
 
 
-def error_body(status: int, message: str, code: str) -> dict[str, Any]:
+def error_body(status: int, message: str, code: str, param: str | None = None) -> dict[str, Any]:
     """Return an error as OpenAI writes it, for JSON."""
     kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
-    return {"message": message, "type": kind, "code": code, "param": None}
+    return {"message": message, "type": kind, "code": code, "param": param}

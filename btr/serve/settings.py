@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from btr.command import Parser
 from btr.errors import InputError
 from btr.model.config import MODES, Mode
+from btr.serve.faults import shown, wanted
 
 DEFAULT_STORE = "corpus.btr"
 DType = Literal["float32", "bfloat16"]
@@ -92,13 +93,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _describe(error: ValidationError, config: str | None) -> str:
     """Say in one line what is wrong with a setting, and where it may have come from."""
-    fault = error.errors()[0]
+    fault: Any = error.errors()[0]
     name = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
         return f"{config}: unknown setting {name!r}; known: {', '.join(Settings.model_fields)}"
-    said = fault["msg"][:1].lower() + fault["msg"][1:]
     places = " or ".join([f"BTR_{name.upper()}", *([config] if config else [])])
-    return f"{_flag(name)} (or {places}) is {str(fault['input'])[:80]!r}: {said}"
+    return f"{_flag(name)} (or {places}) is {shown(fault['input'])}: {wanted(fault)}"
 
 
 def read_settings(flags: dict[str, Any], config: str | None = None) -> Settings:
