@@ -54,7 +54,8 @@ class Dev:
         """Answer a question from its own passages; nothing if the reader cannot take it."""
         try:
             passages = own_passages(question, self.passages)
-            return reader.answer(prompt(question, self.asked.kind), passages, mode, self.most).text
+            asked = prompt(question, self.asked.kind)
+            return reader.answer(asked, passages, mode, self.most, no_answer_above=1.0).text
         except InputError:
             return ""
 

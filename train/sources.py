@@ -157,7 +157,8 @@ def settings(
     options: argparse.Namespace, student: Model, teacher: Model | None, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """Return what the losses depend on beside the stage and the schedule; readers by a digest of their weights."""
-    reader = {name: value for name, value in asdict(student.config).items() if name not in ("default_mode", "passages")}
+    free = ("default_mode", "passages", "no_answer_above")
+    reader = {name: value for name, value in asdict(student.config).items() if name not in free}
     return {
         **{name: getattr(options, name) for name in DECIDING},
         **({"freeze": options.freeze} if options.freeze else {}),

@@ -148,7 +148,7 @@ class Evaluation:
 
         def answer(most: int) -> Answer:
             given = ready if store is None else store.at(self.evidence.ordinals[number][: setting.passages])
-            return reader.answer(asked, given, mode, most, merge, setting.prune)
+            return reader.answer(asked, given, mode, most, merge, setting.prune, no_answer_above=1.0)  # its best guess
 
         if (setting.weights, mode) not in self._warm:  # the first time, kernels are compiled
             answer(1)

@@ -72,7 +72,7 @@ class Extractive(BertRows):
             text, score, mode, dict(watch.seconds), tokens,
             (evidence / max(evidence.sum(), 1e-300)).astype(np.float32),
             tuple(per_token(where, looked, n, len(ids)) for n, ids in enumerate(held.ids)),
-            span, float(np.exp(start[:rows]).sum()), rows,
+            span, min(float(np.exp(start[:rows]).sum()), 1.0), rows,
         )  # fmt: skip
 
     def _pointable(self, held: Memory) -> Pointable:

@@ -43,6 +43,13 @@ def check_merge(merge: Schedule, none: Schedule, mode: Mode) -> None:
         raise InputError(f"mode {mode!r} cannot merge by this schedule, which needs {needed}; leave it out")
 
 
+def check_threshold(no_answer_above: float | None) -> float | None:
+    """Return a threshold of `no_answer`; raises InputError for what is no probability."""
+    if no_answer_above is not None and not 0 <= no_answer_above <= 1:
+        raise InputError(f"no_answer_above is {no_answer_above!r}; use a probability from 0 to 1 (1: always answer)")
+    return no_answer_above
+
+
 def check_prune(model: Model, prune: int, name: str) -> None:
     """Raise InputError where passages cannot be chosen from before they are read; 0 asks for nothing."""
     if type(prune) is not int or prune < 0:

@@ -153,6 +153,7 @@ def _add_operation(app: FastAPI, desk: Desk) -> None:
         return {
             "version": __version__, "model": service.model, "family": service.reader.family,
             "fingerprint": service.reader.fingerprint, "passages": service.passages, "mode": service.mode,
+            "no_answer_above": service.no_answer_above,
             "top": service.top, "editable": service.settings.editable, "unindexed": service.library.unindexed,
             "queue": service.settings.queue, "timeout": service.settings.timeout,
             "limits": {name: getattr(service.settings, name) for name in limits},

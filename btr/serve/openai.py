@@ -1,7 +1,8 @@
 """Speak OpenAI's protocol: chat and plain completions, whole or streamed, and the list of models.
 
 The last message of the user is the question; system messages and earlier turns are taken and ignored.  Every response,
-and every chunk of a stream, carries `citations`, and the whole answer or the last chunk `no_answer`.
+and every chunk of a stream, carries `citations`, and the whole answer or the last chunk `no_answer`, with
+`best_guess` where the reader abstains.
 """
 
 from bisect import bisect_right
@@ -24,6 +25,7 @@ MOST_CITED = 1 << 16  # characters of all citations together, and of what is cit
 TOLD = 100  # of them for the names and numbers of each
 Kind = Literal["chat", "text"]
 NOTHING = "No passage shares a word with the question."
+UNANSWERED = "No passage answers this."
 
 
 def cite(reply: AnswerResponse) -> list[dict[str, Any]]:
@@ -64,18 +66,23 @@ class Writer:
         choices = [] if said is None else [{"index": 0, **said, "finish_reason": finish, "logprobs": None}]
         return {**self.head, "object": kind, "choices": choices, "citations": cited}
 
+    def _text(self, reply: AnswerResponse) -> str:
+        """Return what is said: to a program that reads JSON the answer alone, to a person also that there is none."""
+        return spoken(reply) if self.form.field is None else reply.answer
+
     def _finish(self, reply: AnswerResponse) -> str:
-        whole = cut(spoken(reply), self.form.stops) == spoken(reply)
+        text = self._text(reply)
+        whole = cut(text, self.form.stops) == text
         return "length" if whole and reply.answer_tokens >= self.most else "stop"
 
     def whole(self, reply: AnswerResponse) -> dict[str, Any]:
         """Return the answer as one object."""
-        text = self.form.put(spoken(reply))
+        text = self.form.put(self._text(reply))
         said: dict[str, Any] = {"text": text}
         if self.kind == "chat":
             said = {"message": {"role": "assistant", "content": text, "refusal": None}}
         made = self._wrap(self.object, said, self._finish(reply), cite(reply))
-        return made | {"usage": usage(reply), "timings": reply.timings, "no_answer": reply.no_answer}
+        return made | {"usage": usage(reply), "timings": reply.timings} | doubt(reply)
 
     async def stream(self, happenings: AsyncIterator[Happening], with_usage: bool) -> AsyncIterator[str]:
         """Yield the answer as server-sent events: its words as they come, its end, its usage if wanted.
@@ -86,9 +93,9 @@ class Writer:
         async for one in happenings:
             if isinstance(one, AnswerResponse):
                 if self.form.field is None:
-                    left = stopper.feed(rest(spoken(one), heard)) + stopper.end()
+                    left = stopper.feed(rest(self._text(one), heard)) + stopper.end()
                 else:
-                    left = self.form.put(spoken(one))
+                    left = self.form.put(self._text(one))
                 for line in self._end(one, left, not said, with_usage):
                     yield line
             elif one[0] == "reading":
@@ -104,7 +111,7 @@ class Writer:
         if left or first:
             yield event(self._wrap(self.chunk, self._words(left, first), None, cited))
         last: dict[str, Any] = {"delta": {}} if self.kind == "chat" else {"text": ""}
-        yield event(self._wrap(self.chunk, last, self._finish(reply), cited) | {"no_answer": reply.no_answer})
+        yield event(self._wrap(self.chunk, last, self._finish(reply), cited) | doubt(reply))
         if with_usage:
             yield event(self._wrap(self.chunk, None, None, cited) | {"usage": usage(reply)})
         yield "data: [DONE]\n\n"
@@ -116,8 +123,18 @@ class Writer:
 
 
 def spoken(reply: AnswerResponse) -> str:
-    """Return what a chat shows: the answer, or that there was nothing to read."""
-    return reply.answer if reply.passages else NOTHING
+    """Return what a chat shows: the answer, that there is none, with the best guess, or that nothing was read."""
+    if not reply.passages:
+        return NOTHING
+    if reply.best_guess is None:
+        return reply.answer
+    return f"{UNANSWERED} (Best guess: {reply.best_guess})" if reply.best_guess else UNANSWERED
+
+
+def doubt(reply: AnswerResponse) -> dict[str, Any]:
+    """Return how likely it is that there is no answer, and what would have been said where none is given."""
+    guess = {} if reply.best_guess is None else {"best_guess": reply.best_guess}
+    return {"no_answer": reply.no_answer} | guess
 
 
 def usage(reply: AnswerResponse) -> dict[str, int]:

@@ -58,7 +58,8 @@ class Evidence(BaseModel):
     """Say what to read: the best `top_k` of the store (the default), these `ids`, or these `passages`; and how.
 
     `merge_ratio` is the share of passage tokens merged away in every upper layer (generative readers, not in `full`);
-    `prune` how many passages are read to the end (0: all, as in `full`, if not told); the server's own by default.
+    `prune` how many passages are read to the end (0: all, as in `full`, if not told); `no_answer_above` the probability
+    that no passage answers over which a span reader abstains (1: never); the server's own by default.
     """
 
     top_k: int | None = None
@@ -67,6 +68,7 @@ class Evidence(BaseModel):
     mode: Mode | None = None
     merge_ratio: float | None = Field(default=None, ge=0, le=0.5)
     prune: int | None = Field(default=None, ge=0, le=MOST_IDS)
+    no_answer_above: float | None = Field(default=None, ge=0, le=1)
 
 
 class AnswerRequest(Evidence):
@@ -179,10 +181,13 @@ class AnswerResponse(BaseModel):
     readers alone, or is 1, without passages, where none of the store shares a word with the question; `timings` are
     seconds (`tokenize` and what follows are those of the `batch` questions that were read together); `bits_read`
     counts the stored signs, `answer_tokens` the tokens of the answer; `read` passages were read to the end. Of a
-    question longer than the reader reads, its last words are read, and `question_cut` says so.
+    question longer than the reader reads, its last words are read, and `question_cut` says so. Where `no_answer` is
+    over the threshold, `answer` is empty and `best_guess`, which is not there otherwise, what would have been said;
+    `citation` is then where that was quoted from.
     """
 
     answer: str
+    best_guess: str | None = None
     score: float
     citation: Citation | None
     no_answer: float | None

@@ -73,6 +73,12 @@ class Service:
         """Passages in the store."""
         return len(self.library.store)
 
+    @property
+    def no_answer_above(self) -> float | None:
+        """The probability that no passage answers over which a question is not answered, unless it says another."""
+        above = self.settings.no_answer_above
+        return self.reader.no_answer_above if above is None else above
+
     def check_mode(self) -> None:
         """Refuse a store from which nothing can be answered in the mode that is the default; raises RequestError."""
         found = self._try_choose(self.library, self._first())
@@ -193,7 +199,10 @@ class Service:
                 continue
             asked = requests[n].question.strip()
             cut = len(shorten(asked, self.reader)) < len(asked)
-            results[n] = self._respond(found, answer, len(ready)).model_copy(update={"question_cut": cut})
+            above = requests[n].no_answer_above
+            told = answer.abstaining(self.no_answer_above if above is None else above)
+            said = {"answer": told.text, "best_guess": told.best_guess, "question_cut": cut}
+            results[n] = self._respond(found, answer, len(ready)).model_copy(update=said)
         return results
 
     def _try_choose(self, library: Library, request: AnswerRequest) -> Chosen | Exception:
@@ -225,6 +234,7 @@ class Service:
                     merge=merge,
                     prune=self._prune(first),
                     listener=ears,
+                    no_answer_above=1.0,  # whether to say what was found is each question's own affair
                 )
             )
         except Exception as error:

@@ -36,6 +36,11 @@ class Settings(BaseSettings):
     prune: int = Field(
         0, ge=0, le=1 << 20, description="passages read to the end, of those; 0: all (needs skim.safetensors)"
     )
+    no_answer_above: float | None = Field(
+        None, ge=0, le=1,
+        description="probability that no passage answers over which no answer is given, but a best guess (1: always "
+        "answer); default: the reader's own",
+    )  # fmt: skip
     keys_file: Path | None = Field(None, description="API keys, one to a line; without it everybody may ask")
     allowed_hosts: str = Field(
         "", description="names, parted by commas, that a server without keys answers to beside those of this machine"
