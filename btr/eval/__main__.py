@@ -32,6 +32,7 @@ from btr.model.config import MODES, Mode
 from btr.reader import DTYPES, Reader
 from btr.reader.answer import Answer
 from btr.reader.refusals import check_prune
+from btr.reader.truncation import shorten
 from btr.retrieve.fusion import KINDS
 from btr.storage import Store, StoreError
 
@@ -119,31 +120,26 @@ class Evaluation:
 
     def _answer(self, setting: Setting, number: int, passages: list[Passage]) -> dict[str, Any]:
         question, kind = self.asked.questions[number], self.asked.kind
-        text = ""
-        row: dict[str, Any] = {}
-        try:
-            setting.reader.question_ids(prompt(question, kind))
-        except InputError as error:  # an over-long question is a wrong answer, not the end of the run
-            row["unread"] = str(error)
-        if passages and not row:
-            row = self._read(setting, number, passages)
-            text = row.pop("text")
+        whole = prompt(question, kind)
+        asked = shorten(whole, setting.reader)  # as the server does
+        row = self._read(setting, number, asked, passages) if passages else {}
+        text = row.pop("text", "")
+        if len(asked) < len(whole):
+            row["cut"] = asked
         row |= {"question": question.question, "answer": text, "answers": list(question.answers), "read": len(passages)}
         if kind == "question" and question.answers:
             row["found"] = float(any(holds_answer(p.text, question.answers) for p in passages))
         if not question.answers:  # right if none is given, as in SQuAD 2.0
-            right = float("unread" not in row and row.get("no_answer", 1.0) >= NO_ANSWER)
+            right = float(row.get("no_answer", 1.0) >= NO_ANSWER)
             return row | {"em": right, "f1": right}
         return row | score(text, question, kind)
 
-    def _read(self, setting: Setting, number: int, passages: list[Passage]) -> dict[str, Any]:
+    def _read(self, setting: Setting, number: int, asked: str, passages: list[Passage]) -> dict[str, Any]:
         """Answer one question; what can be done before it is asked is not timed, reading stored bits is."""
         reader, mode = setting.reader, setting.mode
         store = self.evidence.store if uses_store(setting, self.evidence.store) else None
         kept = kept_mode(setting, len(passages))
         ready = passages if kept is None or store is not None else reader.encode_passages(passages, kept)
-        asked = prompt(self.asked.questions[number], self.asked.kind)
-
         merge = reader.schedule("algorithm", setting.merge) if setting.merge else None
 
         def answer(most: int) -> Answer:

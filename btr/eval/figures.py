@@ -79,7 +79,7 @@ def describe_run(run: Run, metrics: Sequence[str]) -> dict[str, Any]:
         figures["no_answer"] = percent([row["em"] for row in run.unanswerable])
         figures["refused"] = percent([float(row.get("no_answer", 0.0) >= NO_ANSWER) for row in rows])
     return figures | {
-        "unread": sum("unread" in row for row in (*rows, *run.unanswerable)),
+        "cut": sum("cut" in row for row in (*rows, *run.unanswerable)),
         "questions_per_second": round(len(seconds) / sum(seconds), 4) if seconds else None,
         "bytes_per_token": run.kept and round(run.kept, 2),
     }
@@ -116,13 +116,13 @@ def table(figures: dict[str, Any]) -> str:
         "q/s: one question at a time, without retrieval and what precompute does before",
     ]
     notes += [f"difference (points) and retention (%) against {against}"] if against else []
-    unread = [f"{row['unread']} in {row['mode']}" for row in rows if row["unread"]]
+    cut = [f"{row['cut']} in {row['mode']}" for row in rows if row["cut"]]
     if count := figures.get("unanswerable"):
         doubt = f"no_answer of {NO_ANSWER} or more"
         notes += [f"no answer: {doubt} to {count} questions without answers, which is right; refused: to the others"]
     if left := figures.get("left_out"):
         notes += [f"questions without answers left out, as this reader always answers or they have no passages: {left}"]
-    notes += [f"too long to be read, counted as wrong: {', '.join(unread)}"] if unread else []
+    notes += [f"questions too long, of which the last words alone were read: {', '.join(cut)}"] if cut else []
     return "\n".join([*lines, "", "; ".join(notes)])
 
 
