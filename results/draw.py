@@ -150,8 +150,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{file.relative_to(ROOT)} is not what results/ gives: run python results/draw.py", file=sys.stderr)
         else:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text := files[file], encoding="utf-8")
-            print(f"{file.relative_to(ROOT)}: {len(text):,} characters")
+            file.write_text(files[file], encoding="utf-8")
+            print(file.relative_to(ROOT))
     return int(options.check and bool(stale))
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -76,6 +77,19 @@ def test_number_that_differs_is_seen_and_mended(draw: ModuleType, page: Path) ->
     assert page.read_text(encoding="utf-8") == changed
     assert draw.main([]) == 0
     assert page.read_text(encoding="utf-8") == whole
+
+
+def test_picture_is_xml_and_one_that_differs_is_seen(draw: ModuleType, page: Path) -> None:
+    assert draw.main([]) == 0
+    files = sorted((page.parent / "docs" / "img").iterdir())
+    assert [file.stem for file in files] == sorted(draw.pictures.PICTURES)
+    for file in files:
+        assert ElementTree.parse(file).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+        whole = file.read_bytes()
+        file.write_bytes(whole.replace(b"Machine B", b"Machine C").replace(b"machine B", b"machine C"))
+        assert draw.main(["--check"]) == 1
+        assert draw.main([]) == 0
+        assert file.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
