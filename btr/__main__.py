@@ -10,13 +10,13 @@ from btr.command import run_command
 
 # command: (module whose main(argv) runs it, what it does)
 COMMANDS = {
-    "precompute": ("btr.precompute", "read every passage of a corpus once and keep it as bits in a store"),
+    "precompute": ("btr.precompute.__main__", "read every passage of a corpus once and keep it as bits in a store"),
     "serve": ("btr.serve", "answer questions over HTTP from a store"),
-    "store": ("btr.store", "look into a store, check it, or change it"),
+    "store": ("btr.store.__main__", "look into a store, check it, or change it"),
     "train": ("btr.train.__main__", "make a reader, in three stages"),
-    "retrieve": ("btr.dense.__main__", "find passages by meaning: build an index, search it, measure it"),
-    "eval": ("btr.eval", "answer a file of questions and score the answers"),
-    "bench": ("btr.bench", "measure speed and size on this machine"),
+    "retrieve": ("btr.retrieve.__main__", "find passages by meaning: build an index, search it, measure it"),
+    "eval": ("btr.eval.__main__", "answer a file of questions and score the answers"),
+    "bench": ("btr.bench.__main__", "measure speed and size on this machine"),
 }
 
 

@@ -99,7 +99,7 @@ def report(clients: int, tally: Tally, seconds: float) -> None:
 def offline(store: str, questions: Sequence[str], reader: str | None) -> None:
     """Read the questions without a server: search, load, read, in batches of several sizes."""
     from btr import Reader, Store
-    from btr.retrieve import BM25
+    from btr.retrieve.bm25 import BM25
 
     model = Reader.from_pretrained(reader)
     kept, index = Store.open(store, model.fingerprint), BM25.open(Path(store) / "bm25")

@@ -22,8 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 from btr.kernels.matrices import Attention, Matrix, Norm, plain
 
 __all__ = [
-    "Attention", "Matrix", "Norm", "backend", "expand", "feed", "hamming", "look", "look_up", "multiply",
-    "multiply_back", "nearest", "nearest_k", "pack", "recall", "scale_rows", "unpack", "use",
+    "Attention", "Matrix", "Norm", "backend", "expand", "feed", "hamming", "look", "look_up", "max_similarity",
+    "multiply", "multiply_back", "nearest", "nearest_k", "pack", "recall", "scale_rows", "unpack", "use",
 ]  # fmt: skip
 
 _MODULES = {"numba": "btr.kernels.jit", "numpy": "btr.kernels.reference"}
@@ -252,6 +252,37 @@ def nearest_k(a: ArrayLike, b: ArrayLike, k: int) -> tuple[NDArray[np.int64], ND
         raise ValueError(f"k is {k}, b has {len(candidates)} rows: ask for 1 to that many")
     found: tuple[NDArray[np.int64], NDArray[np.int32]] = _kernels().nearest_k(rows, candidates, operator.index(k))
     return found
+
+
+def max_similarity(
+    question: NDArray[np.int8], packed: ArrayLike, offsets: NDArray[np.int64], base: NDArray[np.int32] | None = None
+) -> NDArray[np.int64]:
+    """Score passages by late interaction with their signs (ColBERT's MaxSim, arXiv 2004.12832 §3.3): int64 (N,).
+
+    score[n] = sum over t of the largest, over the tokens m of passage n, of base[m, t] + sum over d of question[t, d] *
+    sign[m, d]. question is int8 (T, D), packed (M, W); passage n has the tokens offsets[n] to offsets[n+1], at least
+    one; base is int32 (M, T), 0 if not given. Products and sums are integers, exact while |base| < 2**30 and D < 2**22.
+    Padding bits must be 0, as `pack` leaves them.
+
+    Raises ValueError for other dtypes or shapes, or a passage without tokens.
+    """
+    words = _words("packed", packed, rows_only=True)
+    if question.dtype != np.int8 or question.ndim != 2 or not question.size:
+        raise ValueError(f"question is {question.dtype} {question.shape}, expected int8 (T, D), T and D at least 1")
+    _width(words, question.shape[1])
+    bounds = np.ascontiguousarray(offsets, np.int64)
+    if bounds.ndim != 1 or len(bounds) < 1 or bounds[0] != 0 or bounds[-1] != len(words) or (np.diff(bounds) < 1).any():
+        raise ValueError(
+            f"offsets do not divide {len(words)} tokens into passages of one or more: pass Encoded.offsets"
+        )
+    shape = (len(words), len(question))
+    if base is not None and (base.dtype != np.int32 or base.shape != shape):
+        raise ValueError(f"base is {base.dtype} {base.shape}, expected int32 {shape}: one for each pair of tokens")
+    if len(bounds) == 1:
+        return np.empty(0, np.int64)
+    aligned = None if base is None else np.ascontiguousarray(base)
+    scores: NDArray[np.int64] = _kernels().max_similarity(np.ascontiguousarray(question), words, bounds, aligned)
+    return scores
 
 
 def _clean(array: NDArray[Any]) -> NDArray[Any]:

@@ -203,3 +203,13 @@ def nearest_k(a: NDArray[np.uint64], b: NDArray[np.uint64], k: int) -> tuple[NDA
         index[m] = np.argsort(row, kind="stable")[:k]
         distance[m] = row[index[m]]
     return index, distance
+
+
+def max_similarity(
+    question: NDArray[np.int8], packed: NDArray[np.uint64], offsets: NDArray[np.int64], base: NDArray[np.int32] | None
+) -> NDArray[np.int64]:
+    """Sum over question tokens the largest of base + product with the signs of a passage's tokens: int64 (N,)."""
+    signs = unpack(packed, question.shape[1])
+    products = signs.astype(np.int32) @ question.T.astype(np.int32)
+    scores = products if base is None else products + base
+    return np.asarray(np.maximum.reduceat(scores, offsets[:-1], axis=0).sum(1, dtype=np.int64))

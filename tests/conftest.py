@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # slow to import, and most tests do without
     from torch import Tensor
     from transformers import BertForQuestionAnswering, T5ForConditionalGeneration
 
-    from btr.binarize import Binarizer, Known
     from btr.corpus import Passage
+    from btr.model.binarize import Binarizer, Known
     from btr.reader import Reader
 
 settings.register_profile("house", deadline=None, derandomize=True)
@@ -301,8 +301,8 @@ def writing_reader(span_reader: "Reader") -> "Reader":
     """The same BERT, which writes: with a decoder as training begins with."""
     import copy
 
+    from btr.model.span import SpanReader
     from btr.reader import Reader
-    from btr.span import SpanReader
     from btr.train.written import with_decoder
 
     model = copy.deepcopy(span_reader.model)
@@ -317,7 +317,7 @@ def pruning_writer(writing_reader: "Reader") -> "Reader":
 
     import torch
 
-    from btr.skim import Skim
+    from btr.model.pruning import Skim
 
     reader = copy.deepcopy(writing_reader)
     reader.model.skim = Skim(reader.D)
@@ -332,8 +332,8 @@ def pruning_reader(span_reader: "Reader") -> "Reader":
 
     import torch
 
-    from btr.skim import Skim
-    from btr.span import SpanReader
+    from btr.model.pruning import Skim
+    from btr.model.span import SpanReader
 
     reader = copy.deepcopy(span_reader)
     assert isinstance(reader.model, SpanReader)
@@ -349,7 +349,7 @@ def pruning_t5(tiny_reader: "Reader") -> "Reader":
 
     import torch
 
-    from btr.skim import Skim
+    from btr.model.pruning import Skim
 
     reader = copy.deepcopy(tiny_reader)
     reader.model.skim = Skim(reader.D)

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import torch
 
-from btr.bert_fid import BertFiD
-from btr.checkpoint import save_reader
 from btr.command import check_file, run_command
-from btr.config import ConfigError
 from btr.corpus import read_passages
 from btr.errors import InputError
-from btr.span import SpanReader
-from btr.split import SplitBert
+from btr.model.bert_fid import BertFiD
+from btr.model.checkpoint import save_reader
+from btr.model.config import ConfigError
+from btr.model.span import SpanReader
+from btr.model.split import SplitBert
+from btr.model.weights import resolve
 from btr.storage.errors import StoreError
 from btr.train import written
 from btr.train.data import collate
@@ -33,7 +34,6 @@ from btr.train.sources import drawer, open_dev, settings
 from btr.train.start import build_student, load_teacher
 from btr.train.tokenizer import train_tokenizer
 from btr.train.vocabulary import trim
-from btr.weights import resolve
 
 CALIBRATION_BATCHES = 8
 

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from btr.bert import Bert
-from btr.checkpoint import digest
-from btr.dense.encoder import Embedder, Encoder, Kind
 from btr.errors import InputError
-from btr.layout import length_batches, pad
+from btr.model.bert import Bert
+from btr.model.checkpoint import digest
+from btr.model.layout import length_batches, pad
+from btr.retrieve.dense.encoder import Embedder, Encoder, Kind
 from btr.train.folder import CURE, RunFolder
 from btr.train.schedule import Schedule, build_optimisers
 

@@ -7,15 +7,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from btr.config import Mode
 from btr.corpus import Question
+from btr.corpus.questions import Asked, prompt
 from btr.errors import InputError
-from btr.eval import score
-from btr.evidence import own_passages
-from btr.figures import METRICS
+from btr.eval.evidence import own_passages
+from btr.eval.figures import METRICS, score
 from btr.metrics import mean
-from btr.model import Model
-from btr.questions import Asked, prompt
+from btr.model.config import Mode
+from btr.model.kinds import Model
 from btr.reader import Reader
 
 

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from btr.checkpoint import digest
 from btr.corpus import read_passages, read_questions
-from btr.dense.encoder import Embedder, Encoder
 from btr.errors import InputError
+from btr.model.checkpoint import digest
+from btr.retrieve.dense.encoder import Embedder, Encoder
 from btr.train.alignment import Alignment, Loss, Say, Text, cosine, shortened, spread, targets
 from btr.train.folder import RunFolder
 from btr.train.kale import divergence

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from btr.errors import InputError
-from btr.weights import first_line
+from btr.model.weights import first_line
 
 CURE = "use the same settings, or --no-resume"
 

@@ -15,7 +15,7 @@ Training may unlearn all of it.
 
 import torch
 
-from btr.t5 import T5, Attention, FeedForward
+from btr.model.t5 import T5, Attention, FeedForward
 
 SELF, NEAR = 0, 1  # buckets of the distances 0 and -1; that of +1 is NEAR in the second half of a bidirectional table
 PREFER = 8.0  # logits towards the neighbour in heads that look at it

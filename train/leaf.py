@@ -8,8 +8,8 @@ the teacher's passages (asymmetric) or with its own (symmetric).
 import torch
 from torch import Tensor, nn
 
-from btr.dense.encoder import Embedder
 from btr.errors import InputError
+from btr.retrieve.dense.encoder import Embedder
 
 
 def squared_error(student: Tensor, teacher: Tensor) -> Tensor:

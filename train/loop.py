@@ -15,12 +15,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from btr.binarize import Known
-from btr.checkpoint import save_reader
-from btr.config import Mode
 from btr.errors import InputError
-from btr.model import Model
-from btr.span import SpanReader
+from btr.model.binarize import Known
+from btr.model.checkpoint import save_reader
+from btr.model.config import Mode
+from btr.model.kinds import Model
+from btr.model.span import SpanReader
 from btr.train.dev import Dev, better, describe
 from btr.train.folder import CURE, RunFolder
 from btr.train.losses import passage_tokens

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from btr.corpus import Passage, Question, cut_text, read_passages, read_questions
-from btr.retrieve import BM25, BM25Writer
+from btr.corpus.passages import Passage, Question, cut_text, read_passages, read_questions
+from btr.retrieve.bm25 import BM25, BM25Writer
 from btr.train.data import holds
 
 WORDS = 100

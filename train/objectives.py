@@ -20,16 +20,16 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from btr.bert import Layer
-from btr.bert_fid import BertFiD
-from btr.bias import mask_bias
-from btr.config import Mode
 from btr.errors import InputError
-from btr.fid import FiD, Rows
-from btr.model import Model
-from btr.span import SpanReader
-from btr.split import SplitBert
-from btr.t5 import T5
+from btr.model.bert import Layer
+from btr.model.bert_fid import BertFiD
+from btr.model.bias import mask_bias
+from btr.model.config import Mode
+from btr.model.fid import FiD, Rows
+from btr.model.kinds import Model
+from btr.model.span import SpanReader
+from btr.model.split import SplitBert
+from btr.model.t5 import T5
 from btr.train.losses import (
     answers_loss,
     copying_loss,

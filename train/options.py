@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from btr import command
-from btr.config import CALIBRATIONS, MODES, T5_SHAPES, Mode
 from btr.errors import InputError
+from btr.model.config import CALIBRATIONS, MODES, T5_SHAPES, Mode
 from btr.train.schedule import OPTIMISERS, RATES
 from btr.train.stages import CHOICES, LOSSES, STAGES, Stage
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from btr.fid import FiD
-from btr.model import Model
+from btr.model.fid import FiD
+from btr.model.kinds import Model
 from btr.train.losses import passage_tokens, top_count
 from btr.train.stages import LOSSES, Stage
 

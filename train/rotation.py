@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from btr.t5 import T5, DecoderLayer, EncoderLayer, RMSNorm
+from btr.model.t5 import T5, DecoderLayer, EncoderLayer, RMSNorm
 
 
 @torch.no_grad()

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from btr.checkpoint import SKIM, save_skim
 from btr.corpus import Question, read_questions
 from btr.errors import InputError
-from btr.evidence import own_passages
+from btr.eval.evidence import own_passages
+from btr.model.checkpoint import SKIM, save_skim
+from btr.model.pruning import Skim
 from btr.reader import Reader
-from btr.skim import Skim
 
 EVERY = 10  # questions between two reports
 

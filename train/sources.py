@@ -9,12 +9,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from btr.checkpoint import digest
 from btr.corpus import read_passages, read_questions
+from btr.corpus.questions import find_questions
 from btr.errors import InputError
 from btr.metrics import normalise
-from btr.model import Model
-from btr.questions import find_questions
+from btr.model.checkpoint import digest
+from btr.model.kinds import Model
 from btr.train.cloze import ClozeSource
 from btr.train.corruption import CorruptionSource, sentinels
 from btr.train.data import FileSource, collate, end_of_sequence, from_questions

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from btr.config import Mode
 from btr.errors import InputError
+from btr.model.config import Mode
 
 # what each is: `train/objectives.py`
 LOSSES = (
@@ -27,7 +27,7 @@ class Stage:
 
     modes: (mode, share of steps). weights: of the losses, by name; one that is missing or 0 is not computed.
     distill: which passage tokens the distillation takes: none, all, or the share `top_ratio` that the teacher's
-    question looks at most. straight_through: the gradient of the sign (`btr.binarize`).
+    question looks at most. straight_through: the gradient of the sign (`btr.model.binarize`).
 
     Raises:
         InputError: an unknown loss or choice, a negative weight, or a share that is none.

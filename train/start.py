@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from btr.checkpoint import configured, load_reader, load_tokenizer
-from btr.config import T5_SHAPES, ReaderConfig
 from btr.errors import InputError
-from btr.fid import FiD
-from btr.model import Model
+from btr.model.checkpoint import configured, load_reader, load_tokenizer
+from btr.model.config import T5_SHAPES, ReaderConfig
+from btr.model.fid import FiD
+from btr.model.kinds import Model
+from btr.model.span import SpanReader
+from btr.model.split import SplitBert
+from btr.model.t5 import T5
+from btr.model.weights import resolve
 from btr.reader import Reader
-from btr.span import SpanReader
-from btr.split import SplitBert
-from btr.t5 import T5
 from btr.train.initialise import initialise
 from btr.train.rotation import rotate
 from btr.train.stages import Stage
 from btr.train.tokenizer import open_tokenizer
 from btr.train.written import with_decoder
-from btr.weights import resolve
 
 
 def build_student(options: argparse.Namespace, stage: Stage) -> tuple[Model, Tokenizer]:

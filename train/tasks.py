@@ -1,7 +1,7 @@
 """Examples of two tasks for generative readers: claims to judge (FEVER) and multiple choice (MMLU).
 
-The wording is that of `btr.tasks`, which evaluation uses too. Questions come from `btr.corpus.read_questions`, evidence
-and all; a claim or a question without passages is read by itself.
+The wording is that of `btr.corpus.tasks`, which evaluation uses too. Questions come from `btr.corpus.read_questions`,
+evidence and all; a claim or a question without passages is read by itself.
 """
 
 import random
@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from btr.corpus import Question
+from btr.corpus.tasks import FEVER_LABELS, fever_label, fever_question, mmlu_letter, mmlu_question
 from btr.errors import InputError
-from btr.tasks import FEVER_LABELS, fever_label, fever_question, mmlu_letter, mmlu_question
 from btr.train.data import Example, crop
 
 

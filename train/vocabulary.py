@@ -17,9 +17,9 @@ import torch
 from tokenizers import Tokenizer, processors
 from torch import Tensor
 
-from btr.checkpoint import load_tokenizer, tensors
 from btr.errors import InputError
-from btr.weights import read_json, read_tensors
+from btr.model.checkpoint import load_tokenizer, tensors
+from btr.model.weights import read_json, read_tensors
 
 BATCH = 2048  # texts counted at a time
 ENDS = ("[CLS]", "[SEP]")

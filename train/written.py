@@ -11,10 +11,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from btr.bert_fid import BertFiD
-from btr.config import ReaderConfig, T5Config
-from btr.span import SpanReader
-from btr.t5 import RMSNorm
+from btr.model.bert_fid import BertFiD
+from btr.model.config import ReaderConfig, T5Config
+from btr.model.span import SpanReader
+from btr.model.t5 import RMSNorm
 from btr.train.data import Batch, Example, pad
 from btr.train.spans import build_row, encode, first_and_last
 

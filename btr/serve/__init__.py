@@ -13,8 +13,8 @@ from types import FrameType
 from typing import NoReturn
 
 from btr.errors import InputError
-from btr.indexed import StaleIndex, open_index
 from btr.reader import Reader
+from btr.retrieve.indexed import StaleIndex, open_index
 from btr.serve.app import create_app
 from btr.serve.desk import Desk
 from btr.serve.keys import Keys

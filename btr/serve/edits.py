@@ -5,18 +5,18 @@ from collections import Counter
 from pathlib import Path
 from time import perf_counter
 
-from btr.articles import held, words_of
-from btr.corpus import Passage, divide
-from btr.dense.fusion import DENSE
-from btr.dense.index import is_finished
-from btr.dense.writer import read_state
+from btr.corpus.passages import Passage, divide
 from btr.errors import InputError
-from btr.living import put, tidy
+from btr.retrieve.dense.index import is_finished
+from btr.retrieve.dense.writer import read_state
+from btr.retrieve.fusion import DENSE
 from btr.serve.schema import Edit, EditResponse, Removal, RequestError, UpsertRequest
 from btr.serve.service import CHARACTERS, Service, broken
 from btr.storage import BadPassage, Corrupt, DiskFull, StoreBusy, StoreError
 from btr.storage.format import new_key
 from btr.storage.living import Editor, edit
+from btr.store.articles import held, words_of
+from btr.store.updates import put, tidy
 
 _log = logging.getLogger("btr.serve")
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from btr.dense.fusion import DENSE, Retriever, open_retriever
-from btr.dense.index import is_finished
 from btr.errors import InputError
-from btr.indexed import Index, StaleIndex, Tail, open_index
 from btr.reader import Reader
+from btr.retrieve.dense.index import is_finished
+from btr.retrieve.fusion import DENSE, Retriever, open_retriever
+from btr.retrieve.indexed import Index, StaleIndex, Tail, open_index
 from btr.storage import Store
 
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from btr.config import Mode
-from btr.records import number_text
+from btr.corpus.records import number_text
+from btr.model.config import Mode
 
 MOST_IDS = 10_000  # of any list in a request, before the server's own limit is looked at
 

@@ -9,12 +9,13 @@ from time import perf_counter
 
 import numpy as np
 
-from btr.answer import Answer
-from btr.config import Mode
 from btr.corpus import Passage
 from btr.errors import InputError
+from btr.model.config import Mode
 from btr.reader import Reader
-from btr.retrieve import Hits
+from btr.reader.answer import Answer
+from btr.reader.truncation import shorten
+from btr.retrieve.bm25 import Hits
 from btr.serve.highlight import find_answer
 from btr.serve.library import Library
 from btr.serve.schema import (
@@ -29,7 +30,6 @@ from btr.serve.schema import (
 )
 from btr.serve.settings import Settings
 from btr.serve.streams import Ears
-from btr.shorten import shorten
 from btr.storage import Encoded, StoreError, UnknownId, WrongLength
 
 PHASES = ("retrieve", "load", "tokenize", "expand", "look", "encode", "merge", "decode")

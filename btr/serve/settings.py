@@ -11,8 +11,8 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from btr.command import Parser
-from btr.config import MODES, Mode
 from btr.errors import InputError
+from btr.model.config import MODES, Mode
 
 DEFAULT_STORE = "corpus.btr"
 DType = Literal["float32", "bfloat16"]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from btr import eval as evaluation
 from btr.__main__ import COMMANDS, main
 from btr.command import Parser, check_file, check_least
 from btr.errors import InputError
+from btr.eval import __main__ as evaluation
 
 ROOT = Path(__file__).resolve().parents[2]
 ABBREVIATED = (

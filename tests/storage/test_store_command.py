@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from btr import store as command
 from btr.storage import Store
+from btr.store import __main__ as command
 
 Capture = pytest.CaptureFixture[str]
 

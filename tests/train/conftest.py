@@ -9,10 +9,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from btr.config import T5_SHAPES, ReaderConfig
 from btr.corpus import Passage, read_passages
-from btr.fid import FiD
-from btr.t5 import T5
+from btr.model.config import T5_SHAPES, ReaderConfig
+from btr.model.fid import FiD
+from btr.model.t5 import T5
 from btr.train.initialise import initialise
 from btr.train.tokenizer import train_tokenizer
 

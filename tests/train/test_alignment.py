@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from btr.corpus import Passage
-from btr.dense.encoder import Encoder
-from btr.dense.index import Dense
-from btr.dense.writer import DenseWriter, Plan
 from btr.errors import InputError
+from btr.retrieve.dense.encoder import Encoder
+from btr.retrieve.dense.index import Dense
+from btr.retrieve.dense.writer import DenseWriter, Plan
 from btr.train.__main__ import main
 from btr.train.alignment import Alignment, Text, shortened, spread, targets
 from btr.train.encoders import read_layers

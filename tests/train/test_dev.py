@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from btr.corpus import Passage, Question
-from btr.evidence import own_passages
+from btr.corpus.questions import Asked
+from btr.eval.evidence import own_passages
 from btr.metrics import exact_match, f1, mean
-from btr.questions import Asked
 from btr.reader import Reader
 from btr.train.data import Batch
 from btr.train.dev import Dev, better

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from btr.config import T5_SHAPES, T5Config
-from btr.t5 import T5
+from btr.model.config import T5_SHAPES, T5Config
+from btr.model.t5 import T5
 from btr.train.initialise import initialise
 
 T = 24

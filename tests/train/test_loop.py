@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from btr.config import Mode
 from btr.errors import InputError
-from btr.fid import FiD
+from btr.model.config import Mode
+from btr.model.fid import FiD
 from btr.train.data import Batch
 from btr.train.loop import Trainer
 from btr.train.objectives import build_objective

@@ -13,7 +13,7 @@ from torch.distributions import Categorical, kl_divergence
 from transformers import T5Config as HFConfig
 from transformers import T5ForConditionalGeneration
 
-from btr.fid import FiD
+from btr.model.fid import FiD
 from btr.train.losses import (
     answers_loss,
     copying_loss,

@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import BertForQuestionAnswering, T5EncoderModel, T5ForConditionalGeneration
 from transformers import T5Config as HFConfig
 
-from btr.checkpoint import configured
-from btr.config import MODES, Mode
 from btr.errors import InputError
-from btr.fid import FiD
-from btr.names import t5_tensors
+from btr.model.checkpoint import configured
+from btr.model.config import MODES, Mode
+from btr.model.fid import FiD
+from btr.model.parameter_names import t5_tensors
+from btr.model.span import SpanReader
 from btr.reader import Reader
-from btr.span import SpanReader
 from btr.train.losses import distillation_loss, passage_tokens, pointing, span_loss, top_tokens, within
 from btr.train.objectives import build_objective, decode_looking, point, read_extractive, read_generative
 from btr.train.stages import LOSSES, STAGES, Stage

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from btr.checkpoint import configured
-from btr.config import Mode
-from btr.fid import FiD
+from btr.model.checkpoint import configured
+from btr.model.config import Mode
+from btr.model.fid import FiD
+from btr.model.span import SpanReader
 from btr.reader import Reader
-from btr.span import SpanReader
 from btr.train.objectives import build_objective
 from btr.train.pieces import recompute_layers, split, weigh
 from btr.train.stages import Stage

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from btr.checkpoint import load_reader, save_reader
-from btr.config import ReaderConfig
 from btr.corpus import Passage
-from btr.fid import FiD
+from btr.model.checkpoint import load_reader, save_reader
+from btr.model.config import ReaderConfig
+from btr.model.fid import FiD
 from btr.reader import Reader
 from btr.train.rotation import rotate, rotation
 

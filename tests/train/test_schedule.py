@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from btr.bert import Bert
-from btr.config import BertConfig, ReaderConfig
-from btr.fid import FiD
-from btr.span import SpanReader
+from btr.model.bert import Bert
+from btr.model.config import BertConfig, ReaderConfig
+from btr.model.fid import FiD
+from btr.model.span import SpanReader
 from btr.train.schedule import Schedule, build_optimisers
 
 MakeReader = Callable[..., FiD]

@@ -7,8 +7,8 @@ import pytest
 from safetensors.torch import load_file
 
 from btr.corpus import Passage
+from btr.model.pruning import RIDGE
 from btr.reader import Reader
-from btr.skim import RIDGE
 from btr.train.__main__ import main
 
 QUESTIONS = ["Who built the lighthouse?", "What do herons eat in hard winters?", "How far is salt carried?"]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from btr.checkpoint import load_tokenizer
 from btr.errors import InputError
+from btr.model.checkpoint import load_tokenizer
 from btr.train.data import Batch
 from btr.train.loop import Tensors
 from btr.train.options import build_stage, parse

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, models
 
 from btr.corpus import Passage
 from btr.errors import InputError
-from btr.extractive import Extractive
 from btr.metrics import normalise
+from btr.model.span import SpanReader
 from btr.reader import Reader
-from btr.span import SpanReader
+from btr.reader.extractive import Extractive
 from btr.train.data import Asked
 from btr.train.spans import TARGETS, SpanBatch, SpanExample, SpanSource, collate_spans, find_spans
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from btr.checkpoint import save_reader
 from btr.errors import InputError
-from btr.fid import FiD
+from btr.model.checkpoint import save_reader
+from btr.model.fid import FiD
+from btr.model.span import SpanReader
 from btr.reader import Reader
-from btr.span import SpanReader
 from btr.train.options import build_stage, parse
 from btr.train.start import build_student, load_teacher
 

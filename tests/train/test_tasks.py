@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from btr.corpus import Question, read_questions
+from btr.corpus.tasks import FEVER_LABELS
 from btr.errors import InputError
-from btr.tasks import FEVER_LABELS
 from btr.train.tasks import ChoiceSource, ClaimSource, from_choices, from_claims
 
 Read = Callable[..., list[Question]]

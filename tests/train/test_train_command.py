@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from btr.checkpoint import digest, load_reader, load_tokenizer
-from btr.config import Mode
 from btr.corpus import Passage
+from btr.model.checkpoint import digest, load_reader, load_tokenizer
+from btr.model.config import Mode
 from btr.reader import Reader
 from btr.train.__main__ import main
 from btr.train.stages import STAGES

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import uvicorn
 
-from btr.answer import Span
 from btr.errors import InputError
+from btr.reader.answer import Span
 from btr.serve import Desk, Library, Service, Settings, create_app
 from btr.serve.keys import Keys
 from btr.serve.server import bind, make_config

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from btr.answer import Span
 from btr.corpus import Passage
 from btr.errors import InputError
+from btr.reader.answer import Span
 from btr.serve import Library
 from btr.serve.service import EXAMPLES
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import btr.serve
-from btr import precompute
-from btr.config import MODES
 from btr.corpus import Passage
+from btr.model.config import MODES
+from btr.precompute import __main__ as precompute
 from btr.reader import Reader
 from btr.serve import AnswerRequest, Service, Settings, load, main, serve
 from btr.serve.schema import AnswerResponse, RequestError

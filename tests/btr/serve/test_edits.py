@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from btr import indexed, living, precompute
 from btr.corpus import Passage
-from btr.dense.writer import Plan
+from btr.precompute import __main__ as precompute
 from btr.reader import Reader
+from btr.retrieve import indexed
+from btr.retrieve.dense.writer import Plan
 from btr.serve import Desk, Library, Service, Settings, desk, edits
 from btr.serve.keys import Keys
 from btr.serve.schema import Removal, UpsertRequest
 from btr.storage import Store
 from btr.storage.living import edit
+from btr.store import updates as living
 
 NEW = {"id": "new/1", "title": "Otters", "text": "The otter of Vellin sleeps on its back."}
 
@@ -248,7 +250,7 @@ def test_store_that_is_gone_cannot_be_changed(kit: Any, live: tuple[Desk, int], 
 def test_many_edits_leave_few_shards_and_all_is_found(
     kit: Any, live: tuple[Desk, int], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("btr.living.MANY", 4)
+    monkeypatch.setattr("btr.store.updates.MANY", 4)
     for number in range(12):
         put(kit, live[1], {"id": f"n{number}", "text": f"salt word{number}"}, {"id": "again", "text": f"turn{number}"})
     manifest = Store.open(store).manifest
@@ -262,7 +264,7 @@ def test_many_edits_leave_few_shards_and_all_is_found(
 def test_small_shards_that_an_index_knows_are_not_joined(
     folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("btr.living.MANY", 1)
+    monkeypatch.setattr("btr.store.updates.MANY", 1)
     reader, dense = Reader.from_pretrained(folder / "bert"), store / "dense"
     for number in range(4):
         with edit(store) as editor:

@@ -7,7 +7,7 @@ import pytest
 
 openai = pytest.importorskip("openai", reason="the official client is not installed (pip install openai)")
 
-from btr.answer import Span  # noqa: E402
+from btr.reader.answer import Span  # noqa: E402
 
 
 @pytest.fixture

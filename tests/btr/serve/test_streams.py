@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from btr import precompute
 from btr.corpus import Passage
-from btr.decoding import Writer
+from btr.model.decoding import Writer
+from btr.precompute import __main__ as precompute
 from btr.reader import Reader
 from btr.serve import AnswerRequest, Desk, Library, Service, Settings
 from btr.serve.queue import Job

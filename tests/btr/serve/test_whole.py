@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from btr import precompute, serve
+from btr import serve
 from btr.corpus import Passage
+from btr.precompute import __main__ as precompute
 from btr.reader import Reader
 from btr.serve import AnswerRequest, Desk, Library, Service, Settings
 from btr.serve.schema import AnswerResponse, RequestError

@@ -1,0 +1,242 @@
+"""Time questions in the three modes, in turn in one process, beside transformers: `python -m btr.bench`."""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from btr import __version__
+from btr.bench import kernels as kernel_bench
+from btr.bench.contenders import SPLIT, TRANSFORMERS, contenders, make_texts, random_reader, store_of
+from btr.command import Parser, check_file, check_least, run_command
+from btr.errors import InputError
+from btr.eval import plots
+from btr.model.config import MODES
+from btr.reader import DTYPES, Reader
+from btr.storage import Encoded, Store
+
+PHASES = ("tokenize", "load", "expand", "look", "encode", "merge", "decode")
+NAMES = (TRANSFORMERS, *MODES, "pruned", "reread", "merged")
+ROUNDED = ("int8", "pruned-int8")  # rows that are only there if they are asked for
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    main = Parser(
+        prog="btr bench",
+        description="Seconds per question in the modes full, float and binary, and of transformers: Fusion-in-Decoder "
+        "for a T5 shape, BertForQuestionAnswering over all passages for a BERT shape.",
+    )
+    main.add_argument(
+        "--shape",
+        choices=list(SPLIT),
+        default="base",
+        help="T5 or BERT shape, with random weights; minilm is the shipped reader's (default %(default)s)",
+    )
+    main.add_argument(
+        "--passages", type=numbers, default=[40], help="how many, or several such numbers: 5,10,20,40,100"
+    )
+    main.add_argument("--questions", type=int, default=1, help="answered together (default %(default)s)")
+    main.add_argument("--passage-tokens", type=int, default=160)
+    main.add_argument("--question-tokens", type=int, default=32)
+    main.add_argument("--new-tokens", type=int, default=8)
+    about = "layers that the row 'merged' merges tokens in, of a T5 (default %(default)s)"
+    main.add_argument("--merge", choices=("none", "every", "algorithm"), default="algorithm", help=about)
+    main.add_argument("--merge-ratio", type=float, default=0.2, help="share it merges there (default %(default)s)")
+    about = "share it merges before, by the bits alone (default %(default)s)"
+    main.add_argument("--merge-bits", type=float, default=0.0, help=about)
+    about = "passages that the row 'pruned' reads to the end; 0: no such row (default %(default)s)"
+    main.add_argument("--prune", type=int, default=4, help=about)
+    main.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
+    main.add_argument("--runs", type=int, default=5, help="timed runs of each, after one that is not counted")
+    about = "which of them, with commas; int8 and pruned-int8: of a T5 whose decoder is rounded (default %(default)s)"
+    main.add_argument("--only", type=lambda text: text.split(","), default=",".join(NAMES), help=about)
+    about = "also take the peak memory of each, in a process of its own"
+    main.add_argument("--memory", action="store_true", help=about)
+    about = "time the kernels instead, of a width, beside what does the same and the roof that they are held against"
+    main.add_argument("--kernels", type=int, nargs="*", metavar="D", help=about)
+    main.add_argument("--json", action="store_true", help="print the figures as JSON")
+    main.add_argument("--plot", metavar="FILE", help="draw seconds and phases: .png, .pdf or .svg")
+    return main
+
+
+def numbers(text: str) -> list[int]:
+    """Read whole numbers of at least 1 with commas between them."""
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 1:
+        raise ValueError(f"{min(found)} passages; use 1 or more")
+    return found
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Time all that was asked for, at each number of passages."""
+    check_least(options, 1, "questions", "passage_tokens", "question_tokens", "new_tokens", "runs")
+    check_least(options, 0, "prune")
+    unknown = sorted(set(options.only) - set(NAMES) - set(ROUNDED))
+    if unknown:
+        raise InputError(f"--only {','.join(unknown)}: not known; choose of {', '.join(NAMES)}")
+    reader = random_reader(options.shape, DTYPES[options.dtype])
+    reader.save_pretrained(folder / "reader")
+    sizes = []
+    for count in options.passages:
+        place = folder / f"{count}.btr"
+        encoded = store_of(reader, make_texts(reader, options, count)[1], place)
+        with Store.open(place, reader.fingerprint) as store:
+            rows = time_in_turn(reader, folder, store, encoded, options)
+        for name in rows if options.memory else ():
+            rows[name]["peak_mib"] = peak_of(name, count, folder, options)
+        sizes.append({"passages": count, "rows": rows})
+    return {
+        "reader": reader.name, "k": reader.config.k, "sizes": sizes, "questions": options.questions,
+        "row_tokens": options.question_tokens + options.passage_tokens,
+        "new_tokens": options.new_tokens if reader.family == "generative" else 0,
+        "dtype": options.dtype, "runs": options.runs,
+        "merge": [options.merge, options.merge_ratio, options.merge_bits], **machine(),
+    }  # fmt: skip
+
+
+def kernel_figures(options: argparse.Namespace) -> dict[str, Any]:
+    """Time the kernels at each width asked for, or those of a T5-base and of the shipped reader."""
+    if options.plot or options.memory:
+        raise InputError("--kernels makes a table alone; leave --plot and --memory out")
+    if any(width < 8 for width in options.kernels) or options.runs < 1:
+        raise InputError(
+            f"--kernels {options.kernels} --runs {options.runs}: use widths of 8 or more, and a run or more"
+        )
+    rows = [row for width in options.kernels or (768, 384) for row in kernel_bench.measure(width, options.runs)]
+    return {"rows": rows, "runs": options.runs, **machine()}
+
+
+def machine() -> dict[str, Any]:
+    """Say what something was measured on."""
+    return {
+        "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "btr": __version__,
+    }  # fmt: skip
+
+
+def time_in_turn(
+    reader: Reader, folder: Path, store: Store, encoded: Encoded, options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Time the contenders in turn, `runs` times after a warm-up; seconds are of one question."""
+    seconds: dict[str, list[float]] = {}
+    phases: dict[str, dict[str, list[float]]] = {}
+    timed = contenders(reader, folder, store, encoded, options, options.only)
+    if not timed:
+        raise InputError(f"--only {','.join(options.only)}: there is no such row of shape {options.shape}")
+    for run in range(options.runs + 1):
+        for name, answer in timed.items():
+            began = perf_counter()
+            found = answer()
+            took = (perf_counter() - began) / options.questions
+            if run:
+                seconds.setdefault(name, []).append(took)
+            if run and found is not None:
+                for phase, value in (found[0][0].timings | {"load": found[1]}).items():
+                    phases.setdefault(name, {}).setdefault(phase, []).append(value / options.questions)
+    width = 2 if options.dtype == "bfloat16" else 4
+    signs = 0 if encoded.packed is None else encoded.packed.nbytes // encoded.num_tokens
+    kept = signs + encoded.scale.itemsize
+    held = {"float": reader.D * width} | dict.fromkeys(("binary", "merged", "pruned", "reread", *ROUNDED), kept)
+    first = next(iter(timed))
+    rows = {}
+    for name, values in seconds.items():
+        middle = {phase: statistics.median(v) for phase, v in phases.get(name, {}).items()}
+        ratios = [full / value for full, value in zip(seconds[first], values, strict=True)]
+        rows[name] = {
+            "seconds": round(statistics.median(values), 4),
+            "least": round(min(values), 4), "most": round(max(values), 4),
+            f"times_{first}": round(statistics.median(ratios), 2), "bytes_per_token": held.get(name, 0),
+            "phases": {phase: round(middle[phase], 4) for phase in PHASES if phase in middle},
+        }  # fmt: skip
+    return rows
+
+
+def peak_of(name: str, count: int, folder: Path, options: argparse.Namespace) -> int:
+    """Answer once in a process of its own; returns the most memory it held, weights and libraries included, in MiB."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=answer_alone, args=(name, count, folder, options, theirs))
+    process.start()
+    theirs.close()
+    try:
+        return int(ours.recv())
+    except EOFError as error:
+        raise InputError(f"the process that measures the memory of {name!r} ended early; see above") from error
+    finally:
+        process.join()
+
+
+def answer_alone(name: str, count: int, folder: Path, options: argparse.Namespace, result: Any) -> None:
+    """Load what one contender needs, answer with it, and send the peak of memory."""
+    reader = Reader.from_pretrained(folder / "reader", dtype=options.dtype)
+    with Store.open(folder / f"{count}.btr", reader.fingerprint) as store:
+        encoded = store.get(list(store.ids()))
+        if name == TRANSFORMERS:
+            reader.model.to("meta")
+        contenders(reader, folder, store, encoded, options, [name])[name]()
+    result.send(peak_memory() // 2**20)
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has held; not those of the one it was started from."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `btr bench`; returns the exit code."""
+    options = parser().parse_args(argv)
+    try:
+        if options.plot is not None:
+            check_file("--plot", options.plot)
+            plots.check(options.plot)
+        if options.kernels is not None:
+            rates = kernel_figures(options)
+            print(json.dumps(rates) if options.json else kernel_bench.table(rates["rows"]))
+            return 0
+        with tempfile.TemporaryDirectory() as folder:
+            figures = measure(options, Path(folder))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(figures) if options.json else table(figures))
+    if options.plot:
+        plots.draw_bench(figures, options.plot)
+    return 0
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Lay out the figures for people."""
+    head = "{reader}, k {k}, rows of {row_tokens} tokens, {questions} question(s) together, {new_tokens} new tokens, "
+    head += "{dtype}, median of {runs}, {threads} threads, torch {torch}"
+    memory = "peak_mib" in next(iter(figures["sizes"][0]["rows"].values()))
+    columns = ("s/question", "min", "max", "speed", "bytes/token", *(("peak MiB",) if memory else ()), *PHASES)
+    lines = [head.format(**figures)]
+    for size in figures["sizes"]:
+        lines.append(f"{size['passages']:>3} passages " + " ".join(f"{column:>11}" for column in columns))
+        for name, row in size["rows"].items():
+            speed = next(value for key, value in row.items() if key.startswith("times_"))
+            cells = [f"{row[key]:.3f}" for key in ("seconds", "least", "most")]
+            cells += [f"{speed:.2f}x", str(row["bytes_per_token"] or ""), *([str(row["peak_mib"])] if memory else [])]
+            cells += [f"{row['phases'][phase]:.3f}" if phase in row["phases"] else "" for phase in PHASES]
+            lines.append(f"{name:12} " + " ".join(f"{cell:>11}" for cell in cells))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(main)

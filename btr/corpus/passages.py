@@ -1,0 +1,354 @@
+"""Read passages and questions in every format the field uses; the format is told from the first record.
+
+Passages (`read_passages`):
+    Atlas       {"id", "title", "text", "section"?}         the section is added to the title
+    article     {"id", "title", "text"}                     the same form; long ones are cut
+    DPR         tab-separated, first line `id text title`   columns in any order
+    FlashRAG    {"id", "contents", "title"?}                without a title it is the first line of the contents
+    BEIR        {"_id", "title", "text"}
+    KILT        {"wikipedia_id", "wikipedia_title", "text": [paragraph, ...]}
+    a folder    holding `passages.jsonl`, or BEIR's `corpus.jsonl`, or else all files below it, in the order of their
+                names; or a data set of Hugging Face's as `save_to_disk` writes it
+    a data set  `owner/name`, `owner/name:configuration` or `owner/name:configuration:split` on the Hugging Face hub,
+                whose rows have one of the forms above
+Questions (`read_questions`):
+    Atlas, FiD  {"id"?, "question", "answers", "ctxs"? or "passages"?: [{"id"?, "title"?, "text", "is_gold"?}, ...]}
+    DPR         the same, with "positive_ctxs", "negative_ctxs" and "hard_negative_ctxs"
+    SQuAD       its own file, or {"id", "question", "context", "title"?, "answers": {"text": [...]}}
+    HotpotQA    {"_id", "question", "answer", "context": [[title, [sentence, ...]], ...], "supporting_facts"}
+    FlashRAG    {"id", "question", "golden_answers", "choices"?}
+    MMLU        {"question", "options", "answer"}           options as {"A": ...} or a list; the answer is the letter
+    FEVER       {"id", "claim", "label"?}                   the label is the answer
+    BEIR        {"_id", "text"}                             no answers
+    DPR         tab-separated, `question`, `['answer', ...]`
+    a folder    holding `questions.jsonl`, or BEIR's `queries.jsonl`
+
+JSON comes as one object a line, as objects over several lines, or as one array; Parquet is read too. Files may be
+compressed by gzip, bzip2, xz or zstd. Memory does not grow with the file. Text is taken as it stands; only the spaces
+around a cut and the quotes of a tab-separated field go. Null and NaN are missing, numbers are text, other fields are
+passed over.
+"""
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from btr.corpus.answer_lists import looks_like_list, parse_answers, unquote
+from btr.corpus.contexts import answer_text, contexts, squad_questions
+from btr.corpus.hub import read_hub, read_saved
+from btr.corpus.records import Line, Record, open_records
+from btr.errors import InputError
+from btr.words import count_words, spans_of
+
+PASSAGE_FILES = ("passages.jsonl", "corpus.jsonl")
+QUESTION_FILES = ("questions.jsonl", "queries.jsonl")
+SUFFIXES = ("", ".gz", ".bz2", ".xz", ".zst")
+ID_BYTES = 511  # of UTF-8, what a store takes
+LONG = 1.5  # a text of more than this many passages' words is cut
+SHORT = 0.2  # a last piece of fewer than this many passages' words stays with the piece before it
+
+_HUB = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?::([\w.-]+))?")
+_FILE_NAME = re.compile(r"\.(jsonl?|tsv|csv|txt|parquet|gz|bz2|xz|zst)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A passage to read: its id, unique in the corpus, and its title, which may be empty."""
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question, its accepted answers, and what came with it.
+
+    `answers` is empty where the file gives none. `gold` runs along `passages`, or is empty where the file marks none.
+    `options` are (letter, text) pairs of a multiple-choice question, whose answer is the letter.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    passages: tuple[Passage, ...] = ()
+    gold: tuple[bool, ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(slots=True)
+class Tally:
+    """Count what was not taken as it stood, for the caller to report."""
+
+    empty: int = 0  # passages skipped because they hold no text
+    cut: int = 0  # texts cut into several passages
+    repaired: int = 0  # questions whose list of answers was broken text and was taken apart by rule
+
+
+def read_passages(
+    path: str | os.PathLike[str], *, limit: int | None = None, words: int | None = 100, tally: Tally | None = None
+) -> Iterator[Passage]:
+    """Yield the passages of a corpus, in order, cutting long texts into pieces of `words` words; None: not at all.
+
+    A text of more than 1.5 * `words` words becomes passages `<id>:0`, `<id>:1`, ...; see `cut_text`. Words are runs
+    between white space, and single characters in scripts without spaces (Chinese, Japanese, Thai, ...). Passages
+    without text are skipped and counted in `tally`.
+
+    Args:
+        limit: the largest number of passages to yield.
+    Raises:
+        InputError: not found, damaged, malformed, of no known format, or without a single passage.
+    """
+    tally = Tally() if tally is None else tally
+    name = os.fspath(path)
+    found = (piece for passage in _whole_passages(name, tally) for piece in _cut(passage, words, tally))
+    count = 0
+    for passage in itertools.islice(found, limit):
+        count += 1
+        yield passage
+    if not count and limit != 0:
+        raise InputError(f"{name}: no passage to read ({tally.empty} without text); give at least one")
+
+
+def cut_text(text: str, words: int) -> list[str]:
+    """Cut a text into pieces of `words` words, dropping the white space at the cuts and the ends and nothing else.
+
+    A last piece of fewer than a fifth of `words` (3 words read alone mean nothing) stays with the piece before it, so
+    that every piece has between `words` / 5 and 1.2 * `words` words, unless the whole text is shorter.
+
+    Raises:
+        ValueError: `words` is not positive.
+    """
+    if words < 1:
+        raise ValueError(f"words is {words}; a passage needs at least 1")
+    spans = spans_of(text, words)
+    if len(spans) > 1 and count_words(text[slice(*spans[-1])]) < words * SHORT:
+        spans[-2:] = [(spans[-2][0], spans[-1][1])]
+    return [text[start:end] for start, end in spans]
+
+
+def divide(passage: Passage, words: int) -> list[Passage]:
+    """Cut a passage of more than 1.5 * `words` words into `<id>:0`, `<id>:1`, ...; return others as they are."""
+    if count_words(passage.text) <= words * LONG:
+        return [passage]
+    pieces = enumerate(cut_text(passage.text, words))
+    return [Passage(piece_id(passage.id, number), passage.title, piece) for number, piece in pieces]
+
+
+def piece_id(passage_id: str, number: int) -> str:
+    """Name a piece of a passage that was cut."""
+    return f"{passage_id}:{number}"
+
+
+def _cut(passage: Passage, words: int | None, tally: Tally) -> list[Passage]:
+    pieces = [passage] if words is None else divide(passage, words)
+    tally.cut += len(pieces) > 1
+    return pieces
+
+
+def _whole_passages(name: str, tally: Tally) -> Iterator[Passage]:
+    convert = None
+    for record in _passage_records(name):
+        convert = convert or _passage_format(record)
+        passage = convert(record)
+        if len(passage.id.encode()) > ID_BYTES:
+            what = f"the id {passage.id[:60]!r} has {len(passage.id.encode())} bytes of UTF-8, {ID_BYTES} are allowed"
+            record.fail(what, "give shorter ids, a number or a hash of this one say")
+        if passage.text and not passage.text.isspace():
+            yield passage
+        else:
+            tally.empty += 1
+
+
+def _passage_records(name: str) -> Iterator[Record]:
+    if not os.path.exists(name) and not _FILE_NAME.search(name) and (hub := _HUB.fullmatch(name)):
+        return read_hub(name, *hub.groups())
+    if os.path.isdir(name) and {"dataset_info.json", "dataset_dict.json"} & set(os.listdir(name)):
+        return read_saved(name)
+    files = [name] if not os.path.isdir(name) else _find_files(name)
+    return itertools.chain.from_iterable(open_records(file, _read_table) for file in files)
+
+
+def _find_files(folder: str) -> list[str]:
+    """Return the file of passages of a folder, or else all files below it, but hidden ones."""
+    if (path := _known_file(folder, PASSAGE_FILES)) is not None:
+        return [path]
+    found = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] not in "._"]
+        found += [os.path.join(place, file) for file in files if file[0] not in "._"]
+    if not found:
+        raise InputError(f"{folder}: a folder without a file; name the file or folder that holds the passages")
+    return sorted(found)
+
+
+def _known_file(folder: str, wanted: tuple[str, ...]) -> str | None:
+    """Return the first of the wanted files of a folder."""
+    paths = (os.path.join(folder, file + suffix) for file in wanted for suffix in SUFFIXES)
+    return next(filter(os.path.isfile, paths), None)
+
+
+def _read_table(lines: Iterator[Line]) -> Iterator[Record]:
+    """Read lines split by tabs; the first names the columns."""
+    where, header = next(lines, ("", ""))
+    names = [unquote(name) for name in header.split("\t")]
+    if header and not {"id", "text"} <= set(names):
+        cure = "begin it with a line 'id<tab>text<tab>title', or give one JSON object on each line"
+        raise InputError(f"{where}: neither JSON nor a table with columns 'id' and 'text'; {cure}")
+    for where, line in lines:
+        cells = line.split("\t")
+        if len(cells) != len(names):
+            cure = "take tabs and line breaks out of the text"
+            raise InputError(f"{where}: {len(cells)} columns, the first line names {len(names)}; {cure}")
+        yield Record(where, dict(zip(names, map(unquote, cells), strict=True)))
+
+
+def _passage_format(record: Record) -> Callable[[Record], Passage]:
+    """Choose the form of a file by the fields of its first record."""
+    found = record.fields.keys()
+    if "wikipedia_id" in found:
+        return _from_kilt
+    if "contents" in found and "text" not in found:
+        return _from_flashrag
+    if "_id" in found or "id" in found:
+        return lambda record: _from_titled(record, "_id" if "_id" in found else "id")
+    cure = "give 'id', 'title' and 'text' (the other formats are in the help of btr.corpus.passages)"
+    record.fail(f"no passage in a record of {', '.join(found) or 'no field'}", cure)
+
+
+def _from_titled(record: Record, id_name: str) -> Passage:
+    title, section = record.text("title", ""), record.text("section", "")
+    return Passage(record.identifier(id_name), f"{title}: {section}" if section else title, _body(record, "text"))
+
+
+def _body(record: Record, name: str) -> str:
+    """Return the text of a passage; null is no text, a missing field an error."""
+    return record.text(name, "" if name in record.fields else None)
+
+
+def _from_flashrag(record: Record) -> Passage:
+    contents, own = _body(record, "contents"), record.text("title", "")
+    title, newline, text = contents.partition("\n")
+    if own or not newline:
+        title, text = own, contents
+    return Passage(record.identifier("id"), unquote(title), text)
+
+
+def _from_kilt(record: Record) -> Passage:
+    title, paragraphs = record.text("wikipedia_title"), record.fields.get("text")
+    if not isinstance(paragraphs, list) or not all(isinstance(paragraph, str) for paragraph in paragraphs):
+        record.fail("'text' is not a list of paragraphs", "write it as [paragraph, ...]")
+    if paragraphs and paragraphs[0].strip() == title.strip():  # KILT repeats the title as the first paragraph
+        paragraphs = paragraphs[1:]
+    text = record.whole("text", "\n".join(paragraph.rstrip("\n") for paragraph in paragraphs))
+    return Passage(record.identifier("wikipedia_id"), title, text)
+
+
+def read_questions(
+    path: str | os.PathLike[str], *, limit: int | None = None, tally: Tally | None = None
+) -> Iterator[Question]:
+    """Yield the questions of a file, in order; one without an id is given its number, from 0.
+
+    Passages that come with a question are never cut; those without text are skipped and counted in `tally`.
+
+    Raises:
+        InputError: not found, damaged, malformed, of no known format, or without a single question.
+    """
+    tally = Tally() if tally is None else tally
+    name = os.fspath(path)
+    file = _known_file(name, QUESTION_FILES) if os.path.isdir(name) else name
+    if file is None:
+        wanted = " or ".join(QUESTION_FILES)
+        raise InputError(f"{name}: a folder without {wanted}; name the file to read, or rename it so")
+    records = itertools.chain.from_iterable(map(squad_questions, open_records(file, _read_pairs)))
+    number = -1
+    for number, record in enumerate(itertools.islice(records, limit)):
+        yield _question(record, number, tally)
+    if number < 0 and limit != 0:
+        raise InputError(f"{name}: no question to read; give at least one")
+
+
+def _read_pairs(lines: Iterator[Line]) -> Iterator[Record]:
+    """Read lines `question<tab>['answer', ...]`."""
+    for where, line in lines:
+        question, tab, answers = line.partition("\t")
+        answers = unquote(answers.strip(" "))
+        if not tab or not looks_like_list(answers):
+            cure = "write question<tab>['answer', ...], or one JSON object on each line"
+            raise InputError(f"{where}: neither JSON nor a question and a list of answers; {cure}")
+        yield Record(where, {"question": unquote(question), "answers": answers})
+
+
+def _question(record: Record, number: int, tally: Tally) -> Question:
+    known = [name for name in ("question", "claim", "text") if name in record.fields]
+    asked = known[0] if known and (known[0] != "text" or "_id" in record.fields) else "question"
+    text = record.text(asked)
+    if not text.strip():
+        record.fail(f"{asked!r} is blank", "give a question or take the record away")
+    id_name = next((name for name in ("_id", "id", "question_id") if record.get(name) is not None), None)
+    id = record.identifier(id_name) if id_name else str(number)
+    options = _options(record)
+    answers = _choice(record, options) if options else _answers(record, asked, tally)
+    passages, gold = _evidence(record, id, tally)
+    return Question(id, text, answers, passages, gold, options)
+
+
+def _answers(record: Record, asked: str, tally: Tally) -> tuple[str, ...]:
+    names = ("label",) if asked == "claim" else ("answers", "golden_answers", "answer", "target")
+    name = next((name for name in names if record.get(name) is not None), None)
+    if name is None:
+        return ()
+    value = record.fields[name]
+    if isinstance(value, str):
+        value, sound = parse_answers(value) if looks_like_list(value) else ([value], True)
+        tally.repaired += not sound
+    elif isinstance(value, dict):  # SQuAD's, TriviaQA's
+        value = value["text"] if "text" in value else [value.get("value"), *(value.get("aliases") or [])]
+    values = value if isinstance(value, list) else [None]
+    found = dict.fromkeys(answer_text(answer) for answer in values)
+    if None in found:
+        record.fail(f"{name!r} is neither text nor a list of texts", f"write {name!r} as ['answer', ...]")
+    return tuple(record.whole(name, answer) for answer in found if answer and answer.strip())
+
+
+def _options(record: Record) -> tuple[tuple[str, str], ...]:
+    name = "options" if "options" in record.fields else "choices"
+    value = record.fields.get(name) or {}
+    if isinstance(value, list):
+        value = {chr(ord("A") + place): text for place, text in enumerate(value)}
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        record.fail(f"{name!r} is neither an object nor a list of texts", f"write {name!r} as {{'A': text, ...}}")
+    return tuple((letter, record.whole(name, text)) for letter, text in value.items())
+
+
+def _choice(record: Record, options: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """Return the letter of the right option, given as the letter or as its place from 0."""
+    letters, answer = [letter for letter, _ in options], record.get("answer")
+    if answer is None and isinstance(golden := record.get("golden_answers"), list) and len(golden) == 1:
+        answer = golden[0]
+        answer = next((letter for letter, text in options if text == answer), answer)
+    if answer is None:
+        return ()
+    if type(answer) is int and 0 <= answer < len(letters):
+        return (letters[answer],)
+    if answer not in letters:
+        record.fail(f"'answer' is {answer!r}, none of the options {', '.join(letters)}", "give the letter of an option")
+    return (str(answer),)
+
+
+def _evidence(record: Record, id: str, tally: Tally) -> tuple[tuple[Passage, ...], tuple[bool, ...]]:
+    passages, gold = [], []
+    given = contexts(record)
+    for place, item in enumerate(given):
+        text = _body(item, "text")
+        if not text.strip():
+            tally.empty += 1
+            continue
+        id_name = next((name for name in ("id", "passage_id") if item.get(name) is not None), None)
+        own = item.identifier(id_name) if id_name else f"{id}:{place}"
+        passages.append(Passage(own, item.text("title", ""), text))
+        gold.append(item.flag("is_gold"))
+    marked = any("is_gold" in item.fields for item in given)
+    return tuple(passages), tuple(gold) if marked else ()

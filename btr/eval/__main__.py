@@ -1,0 +1,366 @@
+"""Measure a reader's answers: `python -m btr.eval TASK`, a named task or a file, from its own passages or over a store.
+
+Every combination of `--modes` and `--passages` is a row: exact match and F1, or accuracy; the difference from the mode
+it is held against and how much of that one's score it retains; questions a second; bytes per stored token. With `--out`
+predictions are kept as they come, and the same command goes on after a kill.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast
+
+import torch
+
+from btr.command import Parser, check_file, check_least, run_command
+from btr.corpus import Passage, Question
+from btr.corpus.questions import TASKS, Asked, find_questions, prompt
+from btr.errors import InputError
+from btr.eval import plots
+from btr.eval.evidence import Evidence
+from btr.eval.figures import METRICS, NO_ANSWER, Run, describe, recall, score, table
+from btr.eval.predictions import Prediction, Predictions, input_digest
+from btr.metrics import holds_answer
+from btr.model.checkpoint import digest
+from btr.model.config import MODES, Mode
+from btr.reader import DTYPES, Reader
+from btr.reader.answer import Answer
+from btr.reader.refusals import check_prune
+from btr.retrieve.fusion import KINDS
+from btr.storage import Store, StoreError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    main = Parser(prog="btr eval", description="Score a reader's answers, with 95 % bootstrap intervals.")
+    add = main.add_argument
+    add("task", metavar="TASK", help=f"{', '.join(TASKS)}; or a file of questions with answers, in any known format")
+    add("--data", metavar="PATH", help="a named task's file, or a folder of tasks; default: the Hugging Face hub")
+    add("--reader", metavar="R", help="reader folder or hub id; default: the reader shipped with btr")
+    add("--store", metavar="S", help="read the best passages of this store; without it, those a question comes with")
+    add("--retriever", choices=KINDS, help="what finds passages in the store; default: what it is searched with")
+    add("--modes", default="binary", help="comma-separated: full, float, binary (default %(default)s)")
+    add("--passages", metavar="N", help="passages a question, comma-separated; default: the reader's own number")
+    about = "passages read to the end, of those, comma-separated; 0: all (default)"
+    add("--prune", default="0", metavar="N", help=about)
+    about = "mode to compare with; default: full, if it is evaluated, else with --prune 0,N the first"
+    about = (
+        "share of passage tokens merged in the upper layers and before the decoder's, but in mode full; default: none"
+    )
+    add("--merge", type=float, default=0.0, metavar="RATIO", help=about)
+    about = "write the answers with the decoder rounded to int8, but for those of --against-reader"
+    add("--round-decoder", action="store_true", help=about)
+    add("--against", metavar="MODE", choices=MODES, help=about)
+    add("--against-reader", metavar="R", help="compare with this reader (its mode full, or --against)")
+    add("--limit", type=int, metavar="N", help="questions to answer")
+    add("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (default %(default)s)")
+    add("--dtype", choices=sorted(DTYPES), default="float32")
+    add("--out", metavar="FILE.jsonl", help="keep each prediction there, and go on from those that are there")
+    add("--json", nargs="?", const="-", metavar="FILE", help="write the figures as JSON; without FILE, print them so")
+    add("--plot", metavar="FILE.png", help="draw accuracy against speed and bytes, and the sweep over --passages")
+    return main
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one row is made."""
+
+    reader: Reader
+    weights: str  # what tells this reader from others
+    mode: Mode
+    passages: int
+    prune: int = 0
+    merge: float = 0.0
+    rounded: bool = False
+
+    @property
+    def more(self) -> str:
+        """Name what is done to be sooner, beside pruning."""
+        return ", ".join([f"merge {self.merge:g}"] * bool(self.merge) + ["int8"] * self.rounded)
+
+
+def identify(reader: Reader) -> str:
+    """Return 16 hexadecimal digits over all that a reader's answers depend on."""
+    config = replace(reader.config, default_mode="full", passages=1)
+    return digest(sorted(reader.model.state_dict().items()), reader.fingerprint, repr(config))
+
+
+class Evaluation:
+    """Answers the questions of a task, setting by setting."""
+
+    def __init__(self, asked: Asked, evidence: Evidence, predictions: Predictions, max_new_tokens: int) -> None:
+        self.asked, self.evidence, self.predictions = asked, evidence, predictions
+        self.max_new_tokens = max_new_tokens
+        self._warm: set[tuple[str, Mode]] = set()
+
+    def run(self, setting: Setting) -> Iterator[Prediction]:
+        """Yield the prediction of every question, answering those that are not in the file."""
+        for number, question in enumerate(self.asked.questions):
+            passages = self.evidence.take(number, setting.passages)
+            wanted = {
+                "reader": setting.weights, "mode": setting.mode, "passages": setting.passages, "number": number,
+                "id": question.id, "input": self._input(question, passages), "prune": setting.prune,
+            }  # fmt: skip
+            found = self.predictions.get(wanted)
+            if found is None:
+                found = wanted | self._answer(setting, number, passages)
+                self.predictions.add(found)
+            yield found
+
+    def _input(self, question: Question, passages: list[Passage]) -> str:
+        texts = [(p.title, p.text or p.id) for p in passages]
+        return input_digest(prompt(question, self.asked.kind), question.answers, texts)
+
+    def _answer(self, setting: Setting, number: int, passages: list[Passage]) -> dict[str, Any]:
+        question, kind = self.asked.questions[number], self.asked.kind
+        text = ""
+        row: dict[str, Any] = {}
+        try:
+            setting.reader.question_ids(prompt(question, kind))
+        except InputError as error:  # an over-long question is a wrong answer, not the end of the run
+            row["unread"] = str(error)
+        if passages and not row:
+            row = self._read(setting, number, passages)
+            text = row.pop("text")
+        row |= {"question": question.question, "answer": text, "answers": list(question.answers), "read": len(passages)}
+        if kind == "question" and question.answers:
+            row["found"] = float(any(holds_answer(p.text, question.answers) for p in passages))
+        if not question.answers:  # right if none is given, as in SQuAD 2.0
+            right = float("unread" not in row and row.get("no_answer", 1.0) >= NO_ANSWER)
+            return row | {"em": right, "f1": right}
+        return row | score(text, question, kind)
+
+    def _read(self, setting: Setting, number: int, passages: list[Passage]) -> dict[str, Any]:
+        """Answer one question; what can be done before it is asked is not timed, reading stored bits is."""
+        reader, mode = setting.reader, setting.mode
+        store = self.evidence.store if uses_store(setting, self.evidence.store) else None
+        kept = kept_mode(setting, len(passages))
+        ready = passages if kept is None or store is not None else reader.encode_passages(passages, kept)
+        asked = prompt(self.asked.questions[number], self.asked.kind)
+
+        merge = reader.schedule("algorithm", setting.merge) if setting.merge else None
+
+        def answer(most: int) -> Answer:
+            given = ready if store is None else store.at(self.evidence.ordinals[number][: setting.passages])
+            return reader.answer(asked, given, mode, most, merge, setting.prune)
+
+        if (setting.weights, mode) not in self._warm:  # the first time, kernels are compiled
+            answer(1)
+            self._warm.add((setting.weights, mode))
+        began = perf_counter()
+        found = answer(self.max_new_tokens)
+        row: dict[str, Any] = {"text": found.text, "seconds": round(perf_counter() - began, 6)}
+        if found.no_answer is not None:
+            row["no_answer"] = round(found.no_answer, 6)
+        if found.span is not None:
+            span = found.span
+            row["span"] = {"id": passages[span.passage].id, "start": span.start, "end": span.end}
+        return row
+
+
+def kept_mode(setting: Setting, passages: int) -> Mode | None:
+    """Return in which mode what is kept of so many passages was made; None: nothing is kept."""
+    if setting.mode != "full":
+        return setting.mode
+    return "binary" if 0 < setting.prune < passages else None
+
+
+def uses_store(setting: Setting, store: Store | None) -> bool:
+    """Tell whether a setting reads the bits of the store itself, rather than encode its texts anew."""
+    bits = kept_mode(setting, setting.passages) == "binary"
+    return store is not None and bits and store.manifest.fingerprint == setting.reader.fingerprint
+
+
+def bytes_per_token(setting: Setting, store: Store | None) -> float | None:
+    """Return what is kept of a token, signs and scalar or float states: on disk where the store is read; None: nothing.
+
+    In the memory of the reader signs come in words of 64 bits.
+    """
+    reader = setting.reader
+    kept = kept_mode(setting, setting.passages)
+    if kept is None:
+        return None
+    if kept == "float":
+        return float(reader.D * reader.model.dtype.itemsize)
+    if store is not None and uses_store(setting, store):
+        parts = store.manifest.part_bytes
+        return (parts["signs"] + parts["scalars"]) / max(store.manifest.tokens, 1)
+    return 8.0 * -(-reader.bits // 64) + 2
+
+
+def read_modes(text: str) -> list[Mode]:
+    """Split `--modes`."""
+    modes = list(dict.fromkeys(text.split(",")))
+    if unknown := [mode for mode in modes if mode not in MODES]:
+        raise InputError(f"--modes has {unknown[0]!r}; known: {', '.join(MODES)}")
+    return cast(list[Mode], modes)
+
+
+def read_counts(name: str, text: str | None, least: int) -> list[int]:
+    """Split `--passages` or `--prune`; empty where it was not given."""
+    words = text.split(",") if text else []
+    if wrong := [word for word in words if not (word.isascii() and word.isdecimal()) or int(word) < least]:
+        raise InputError(f"{name} has {wrong[0]!r}; give numbers from {least}, such as {least},5,20")
+    return sorted({int(word) for word in words})
+
+
+def check_outputs(options: argparse.Namespace) -> None:
+    """Refuse, before hours of work, what could not be written after them, and numbers of nothing."""
+    check_least(options, 1, "limit", "max_new_tokens")
+    for name in ("out", "json", "plot"):
+        path = getattr(options, name)
+        if path is not None and path != "-":
+            check_file(f"--{name}", path)
+    if options.plot:
+        plots.check(options.plot)
+
+
+def check_readers(settings: list[Setting], asked: Asked, evidence: Evidence) -> None:
+    """Refuse settings that a reader cannot answer in."""
+    for setting in settings:
+        reader, mode = setting.reader, setting.mode
+        if mode != "full" and not reader.config.k:
+            raise InputError(f"reader {reader.name} has no split layer, so it knows mode 'full' alone, not {mode!r}")
+        check_prune(reader.model, setting.prune, reader.name)
+        if asked.kind != "question" and reader.family == "extractive":
+            cure = "evaluate a generative reader, or another task"
+            raise InputError(f"{asked.task} wants a label, and reader {reader.name} quotes passages; {cure}")
+        if not uses_store(setting, evidence.store) and not evidence.has_texts():
+            cure = "evaluate mode 'binary' of the store's reader, or keep the texts (precompute without --no-text)"
+            raise InputError(f"the store keeps no texts, and mode {mode!r} of reader {reader.name} reads them; {cure}")
+
+
+def plan(options: argparse.Namespace, reader: Reader, weights: str) -> tuple[list[Setting], tuple[str, Mode] | None]:
+    """Return the rows in order, and (weights, mode) of those that the others are held against, which prune nothing."""
+    modes, prunes = read_modes(options.modes), read_counts("--prune", options.prune, 0)
+    counts = read_counts("--passages", options.passages, 1) or [reader.config.passages]
+    against: Mode | None = options.against or ("full" if options.against_reader or "full" in modes else None)
+    if against is None and any(prunes) and 0 in prunes:
+        against = modes[0]
+    own = [(reader, weights, mode) for mode in modes]
+    if against is None:
+        return settings_of(own, counts, prunes, None), None
+    other, base = reader, (weights, against)
+    if options.against_reader:
+        other = Reader.from_pretrained(options.against_reader, dtype=options.dtype)
+        base = (identify(other), against)
+    if base not in [row[1:] for row in own]:
+        own = [(other, *base), *own]
+    return settings_of(own, counts, prunes, base), base
+
+
+def settings_of(
+    rows: list[tuple[Reader, str, Mode]], counts: list[int], prunes: list[int], base: tuple[str, Mode] | None
+) -> list[Setting]:
+    """Return the rows for all numbers of passages and of those read to the end.
+
+    The reader compared with (the first row, then) reads all; so does the base, whatever else it does.
+    """
+    found = []
+    for count, row in itertools.product(counts, rows):
+        alone = row[1] != rows[-1][1]
+        chosen = {0} if alone else {*prunes, *([0] if row[1:] == base else [])}
+        found += [Setting(*row, count, prune) for prune in sorted(chosen)]
+    return found
+
+
+def compressed(setting: Setting, options: argparse.Namespace) -> Setting:
+    """Return a setting of the reader that is merged or rounded."""
+    merge = options.merge if setting.mode != "full" else 0.0
+    return replace(setting, merge=merge, rounded=options.round_decoder)
+
+
+def run_all(evaluation: Evaluation, settings: list[Setting]) -> list[Run]:
+    """Answer everything, reporting every hundredth question on stderr."""
+    runs, total = [], len(evaluation.asked.questions)
+    for s in settings:
+        rows: list[Prediction] = []
+        for row in evaluation.run(s):
+            rows.append(row)
+            if len(rows) % 100 == 0:
+                metric = METRICS[evaluation.asked.kind][0]
+                right = 100 * sum(r[metric] for r in rows) / len(rows)
+                read = f"{s.passages} passages" + (f", {s.prune} to the end" if s.prune else "")
+                print(f"{s.mode}, {read}: {len(rows)}/{total}, {metric} {right:.1f}", file=sys.stderr)
+        kept = bytes_per_token(s, evaluation.evidence.store)
+        answered, rest = ([r for r in rows if bool(r["answers"]) is has] for has in (True, False))
+        runs.append(Run(s.reader.name, s.weights, s.mode, s.passages, kept, answered, s.prune, s.more, rest))
+    return runs
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """Answer everything in every setting; returns the figures.
+
+    Raises:
+        InputError, StoreError: something that was asked for cannot be had; said before the first answer.
+    """
+    check_outputs(options)
+    asked = find_questions(options.task, options.data, options.limit)
+    reader = Reader.from_pretrained(options.reader, dtype=options.dtype)
+    weights = identify(reader)
+    if options.round_decoder:
+        reader.round_decoder()
+        weights += "-int8"
+    if options.merge:
+        reader.schedule("algorithm", options.merge)  # or an error
+        weights += f"-merged{options.merge:g}"
+    settings, base = plan(options, reader, weights)
+    settings = [compressed(s, options) if s.weights == weights else s for s in settings]
+    if options.merge and not any(s.merge for s in settings):
+        raise InputError("--merge is for the modes float and binary, and neither is evaluated; name one in --modes")
+    counts = sorted({setting.passages for setting in settings})
+    with ExitStack() as stack:
+        store = stack.enter_context(Store.open(options.store)) if options.store else None
+        refuse = asked.kind == "question" and all(setting.reader.family == "extractive" for setting in settings)
+        unanswerable = [q for q in asked.unanswerable if refuse and (q.passages or store is not None)]
+        whole = replace(asked, questions=[*asked.questions, *unanswerable])
+        evidence = Evidence(whole.questions, counts[-1], store, options.retriever)
+        evidence.check()
+        check_readers(settings, asked, evidence)
+        shared = {
+            "task": asked.task, "dtype": options.dtype, "max_new_tokens": options.max_new_tokens, "reader": weights,
+            "store": None if store is None else store.manifest.content_hash[:16],
+        }  # fmt: skip
+        predictions = stack.enter_context(Predictions(Path(options.out) if options.out else None, shared))
+        if len(predictions):
+            print(f"{options.out}: going on after {len(predictions)} predictions", file=sys.stderr)
+        runs = run_all(Evaluation(whole, evidence, predictions, options.max_new_tokens), settings)
+        ranks = evidence.ranks() if store is not None and asked.kind == "question" and evidence.has_texts() else None
+    return {
+        "task": asked.task, "questions": len(asked.questions), "source": asked.source,
+        "unanswerable": len(unanswerable), "left_out": len(asked.unanswerable) - len(unanswerable),
+        "passages_from": f"{options.store} by {evidence.retriever.name}" if options.store else "the questions' own",
+        "dtype": options.dtype, "max_new_tokens": options.max_new_tokens, "threads": torch.get_num_threads(),
+        "recall": recall(ranks[: len(asked.questions)], counts) if ranks else None,
+        "rows": describe(runs, METRICS[asked.kind], base),
+    }  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `btr eval`; returns the exit code."""
+    options = parser().parse_args(argv)
+    try:
+        figures = evaluate(options)
+    except (InputError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(figures) if options.json == "-" else table(figures))
+    try:
+        if options.json not in (None, "-"):
+            Path(options.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        if options.plot:
+            plots.draw(figures, options.plot)
+    except OSError as error:  # what could be written before the work, and cannot after it; the figures are printed
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

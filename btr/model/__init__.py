@@ -1,0 +1,7 @@
+"""The networks: tensors in, tensors out, nothing of texts or files but a checkpoint's own.
+
+In: token ids (R, T) of rows `[question; passage]`, or the stored signs of passages, int8 or bits (M, D).
+Out: states (R, T, D), logits of answers (generative, V words) or of spans (extractive, start and end of R * T tokens).
+`fid` and `bert_fid` write answers, `span` points at them; all have `full`, `float` and `binary` ways to hold a passage.
+Made for `btr.reader` and `btr.train`; equal to transformers' models where those exist (tests/btr/model).
+"""

@@ -1,0 +1,56 @@
+"""What a reader cannot do with what it was given, said in one line."""
+
+from btr.errors import InputError
+from btr.model.config import MODES, Mode, ReaderConfig
+from btr.model.kinds import Model
+from btr.model.merge import Schedule
+from btr.storage.encoded import Encoded
+
+
+def check_mode(mode: Mode, config: ReaderConfig) -> None:
+    """Raise InputError for an unknown mode, or one that needs a split layer where there is none."""
+    if mode not in MODES:
+        raise InputError(f"mode is {mode!r}; use one of {', '.join(MODES)}")
+    if mode != "full" and not config.k:
+        raise InputError(
+            f"mode {mode!r} needs a split layer and this reader has none; load it with k, or use mode 'full'"
+        )
+
+
+def check_encoded(encoded: Encoded, mode: Mode, fingerprint: str) -> None:
+    """Raise InputError for passages of another reader, or held in another mode."""
+    if encoded.fingerprint != fingerprint:
+        raise InputError(
+            f"the passages were encoded by reader {encoded.fingerprint}, this reader is {fingerprint}; "
+            "encode them again with this one"
+        )
+    if (encoded.packed if mode == "binary" else encoded.states) is None:
+        held = "float states" if mode == "binary" else "signs"
+        raise InputError(
+            f"mode {mode!r} was asked for and the passages hold {held}; "
+            f"encode them with encode_passages(passages, mode={mode!r})"
+        )
+
+
+def check_merge(merge: Schedule, none: Schedule, mode: Mode) -> None:
+    """Raise InputError for a schedule that has not the layers of this reader's (`none`), or cannot run in a mode."""
+    for name in ("encoder", "decoder"):
+        asked, has = len(getattr(merge, name)), len(getattr(none, name))
+        if asked != has:
+            raise InputError(f"the schedule is for {asked} {name} layers, this reader has {has}; take its own one")
+    if mode == "full" or (merge.bits and mode != "binary"):
+        needed = "mode 'binary'" if merge.bits else "mode 'float' or 'binary'"
+        raise InputError(f"mode {mode!r} cannot merge by this schedule, which needs {needed}; leave it out")
+
+
+def check_prune(model: Model, prune: int, name: str) -> None:
+    """Raise InputError where passages cannot be chosen from before they are read; 0 asks for nothing."""
+    if type(prune) is not int or prune < 0:
+        raise InputError(f"prune is {prune!r}; give the number of passages to read to the end, 0 for all")
+    if not prune:
+        return
+    if model.skim is None:
+        raise InputError(
+            f"reader {name} has no skim.safetensors fitted to its weights, so it cannot prune; make it with: "
+            "python -m btr.train skim --reader FOLDER --questions FILE"
+        )

@@ -1,0 +1,368 @@
+"""Find passages by their words: BM25 over a corpus of any size, in bounded memory.
+
+The index is a folder of shards, each a `bm25s` index of the next SHARD_SIZE passages, and `index.json`:
+
+    index.json              format, passages, shard_size, shards: [{name, offset, passages}]; written last
+    shard-00000/
+        *.index.npy, *.index.json   the index as bm25s saves it (columns of term scores, vocabulary, parameters)
+        terms.npy           uint64 (3, U): hashes of the shard's words, ascending; where the column of each begins, ends
+        shard.json          settings and number of passages; a shard without it is unfinished
+
+A passage is known by its ordinal, its place in the corpus from 0. Writing holds the words of one shard (about 400 MiB
+for 100-word passages). Reading maps the files, vocabulary included, so that memory is what the questions touch.
+
+Scores are Lucene's BM25, k1 = 1.5, b = 0.75, over the words (`btr.words`) of title and text but for English stop
+words. Two shards must be comparable, yet a shard knows its own passages only, and the last may hold a handful, where
+every word looks common. So a term counts with its frequency in the *whole* corpus, summed over the shards when a
+question comes (Elasticsearch's `dfs_query_then_fetch`; its default would use each shard's own). The mean passage
+length alone remains a shard's own.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from mmap import mmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from btr.corpus import Passage
+from btr.errors import InputError
+from btr.storage import WrongLength
+from btr.words import split_words
+
+FORMAT = 2  # 1 had other words: of two letters or more, accents and all, scripts without spaces uncut
+SHARD_SIZE = 131_072  # passages; all of Wikipedia is then 250 shards, under the usual 1,024 open files
+K1, B = 1.5, 0.75
+REBUILD = "build it with: python -m btr.precompute"
+
+Hits = tuple[np.ndarray, np.ndarray]  # ordinals int64 (R,), scores float32 (R,), best first
+
+
+def _bm25s() -> Any:
+    """Import bm25s without waking jax, which bm25s runs on import where it is installed: jax takes the accelerator."""
+    hide = "bm25s" not in sys.modules and "jax" not in sys.modules
+    if hide:
+        sys.modules["jax"] = None  # type: ignore[assignment]  # Python's way to make an import fail
+    try:
+        import bm25s
+    finally:
+        if hide:
+            del sys.modules["jax"]
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG
+    return bm25s
+
+
+def _hash(words: Iterable[str]) -> np.ndarray:
+    """Hash words to uint64. Two of a shard's 3e5 words meet with a chance of 2e-9; one is then not found."""
+    digests = (hashlib.blake2b(word.encode(), digest_size=8).digest() for word in words)
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+
+
+def _idf(passages: int, frequency: np.ndarray) -> np.ndarray:
+    """Weigh terms by rarity as Lucene does: ln(1 + (N - f + 1/2) / (f + 1/2)), positive for f <= N."""
+    return np.log1p((passages - frequency + 0.5) / (frequency + 0.5))
+
+
+class BM25Writer:
+    """Write an index shard by shard; killed at any moment, it goes on after the last whole shard.
+
+    The index does not depend on where the writing was interrupted, nor on how `append` divides the passages.
+    """
+
+    def __init__(self, path: Path, shard_size: int, done: int, finished: bool) -> None:
+        """Use `create_or_resume`."""
+        self.path, self.shard_size = path, shard_size
+        self.done = done  # passages in whole shards on disk: feed the corpus from here
+        self.finished = finished
+        self._start_shard()
+
+    @classmethod
+    def create_or_resume(cls, path: str | os.PathLike[str], *, shard_size: int = SHARD_SIZE) -> "BM25Writer":
+        """Open an index for writing and drop what is unfinished; `done` tells where to go on.
+
+        A shard that ends early, or was made with other settings, is dropped with all that follow it; an index of an
+        older format is dropped whole.
+
+        Raises:
+            InputError: the path holds something that is not an index.
+            ValueError: shard_size is not positive.
+        """
+        if shard_size < 1:
+            raise ValueError(f"shard_size is {shard_size}; a shard holds at least 1 passage")
+        folder = Path(path)
+        state = _read_json(folder / "index.json")
+        older = isinstance(state, dict) and state.get("format") in range(1, FORMAT)
+        if (folder / "index.json").exists() and not older:
+            return cls(folder, shard_size, _read_index(folder)["passages"], finished=True)
+        _check_ours(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        whole = 0
+        while _read_json(folder / _name(whole) / "shard.json") == _settings(shard_size):
+            whole += 1
+        for leftover in sorted(folder.iterdir()):
+            if leftover.name not in {_name(number) for number in range(whole)}:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        return cls(folder, shard_size, whole * shard_size, finished=False)
+
+    def append(self, passages: Sequence[Passage]) -> None:
+        """Add the next passages of the corpus, writing each shard as it fills.
+
+        Raises:
+            InputError: the index is finished.
+        """
+        if self.finished and passages:
+            cure = "delete the folder to index another corpus"
+            raise InputError(f"{self.path}: this index is finished ({self.done} passages) and takes no more; {cure}")
+        start = 0
+        while start < len(passages):
+            taken = passages[start : start + self.shard_size - len(self._ids)]
+            self._ids += _words(self._tokenizer, taken)
+            start += len(taken)
+            if len(self._ids) == self.shard_size:
+                self._write_shard()
+
+    def finish(self) -> None:
+        """Write the last, shorter shard and `index.json`; do nothing to a finished index.
+
+        Raises:
+            InputError: there is no passage to index.
+        """
+        if self.finished:
+            return
+        if self._ids:
+            self._write_shard()
+        if not self.done:
+            raise InputError(f"{self.path}: no passage to index; give at least one")
+        shards = [
+            {"name": _name(number), "offset": offset, "passages": min(self.shard_size, self.done - offset)}
+            for number, offset in enumerate(range(0, self.done, self.shard_size))
+        ]
+        index = {"format": FORMAT, "passages": self.done, "shard_size": self.shard_size, "shards": shards}
+        _write_json(self.path / "index.json.building", index)
+        _publish(self.path / "index.json.building", self.path / "index.json")
+        self.finished = True
+
+    def _start_shard(self) -> None:
+        self._tokenizer = _tokenizer()
+        self._ids: list[list[int]] = []  # word ids of the passages of the shard begun
+
+    def _write_shard(self) -> None:
+        index, vocabulary = _index(self._tokenizer, self._ids)
+        name = _name(self.done // self.shard_size)
+        building = self.path / f"{name}.building"
+        index.save(building, show_progress=False)
+        np.save(building / "terms.npy", _terms(vocabulary, index.scores["indptr"]))
+        _write_json(building / "shard.json", _settings(len(self._ids)))
+        _publish(building, self.path / name)
+        self.done += len(self._ids)
+        self._start_shard()
+
+
+def _tokenizer() -> Any:
+    return _bm25s().tokenization.Tokenizer(lower=False, splitter=split_words, stopwords="en")
+
+
+def _words(tokenizer: Any, passages: Sequence[Passage]) -> list[list[int]]:
+    """Return the word ids of passages; new words get new ones."""
+    texts = [f"{passage.title} {passage.text}" for passage in passages]
+    found: list[list[int]] = tokenizer.tokenize(texts, update_vocab=True, show_progress=False)
+    return found
+
+
+def _index(tokenizer: Any, ids: list[list[int]]) -> tuple[Any, dict[str, int]]:
+    """Score every word in every passage; returns bm25s' index and its vocabulary."""
+    bm25s, vocabulary = _bm25s(), tokenizer.get_vocab_dict()
+    index = bm25s.BM25(method="lucene", k1=K1, b=B, backend="numpy")
+    index.index(bm25s.tokenization.Tokenized(ids, vocabulary), show_progress=False)
+    return index, vocabulary
+
+
+def _terms(vocabulary: dict[str, int], bounds: np.ndarray) -> np.ndarray:
+    """Return the hash, begin and end of every word's column, uint64 (3, U), by rising hash; bounds is (U + 1,)."""
+    columns = np.fromiter(vocabulary.values(), np.int64)
+    terms = np.stack((_hash(vocabulary), bounds[columns], bounds[columns + 1]), dtype=np.uint64, casting="unsafe")
+    return terms[:, np.argsort(terms[0], kind="stable")]
+
+
+def _name(number: int) -> str:
+    return f"shard-{number:05d}"
+
+
+def _settings(passages: int) -> dict[str, Any]:
+    return {"format": FORMAT, "passages": passages, "method": "lucene", "k1": K1, "b": B, "stopwords": "en"}
+
+
+def _check_ours(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: a file, not a folder for an index; give another path or move it away")
+    others = [entry.name for entry in folder.iterdir()] if folder.exists() else []
+    others = [name for name in others if not name.startswith(("shard-", "index.json"))]
+    if others:
+        raise InputError(f"{folder}: not an index, it holds {min(others)}; give an empty or a new folder")
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    """Read a JSON file; None if it is not there or not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _publish(building: Path, final: Path) -> None:
+    """Give a finished file or folder its name, once its bytes are on the disk."""
+    for path in [*building.iterdir(), building] if building.is_dir() else [building]:
+        _sync(path)
+    building.rename(final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_index(folder: Path, rebuild: str = REBUILD) -> dict[str, Any]:
+    index = _read_json(folder / "index.json")
+    if not isinstance(index, dict):
+        raise InputError(f"{folder}: no finished BM25 index (no index.json that can be read); {rebuild}")
+    if index.get("format") != FORMAT:
+        cure = rebuild if index.get("format") in range(1, FORMAT) else f"upgrade btr, or {rebuild}"
+        raise InputError(f"{folder}: index format {index.get('format')!r}, this btr reads format {FORMAT}; {cure}")
+    return index
+
+
+def check_mapped(array: np.ndarray) -> None:
+    """Refuse to touch an array whose file was cut short under its map: that would end the process by SIGBUS.
+
+    Raises:
+        WrongLength: the file is shorter than what is mapped of it.
+    """
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap) and base.size() < len(base):
+        name = getattr(array, "filename", "a file of the index")
+        raise WrongLength(f"{name} was cut to {base.size()} bytes of {len(base)} while it was read; build it anew")
+
+
+@dataclass(frozen=True, slots=True)
+class WordShard:
+    """The index of some consecutive passages, mapped or in memory; term scores stand column by column."""
+
+    offset: int  # ordinal of its first passage
+    passages: int
+    terms: np.ndarray  # uint64 (3, U), see `terms.npy`
+    scores: np.ndarray  # float32 (E,), each term's score in each passage that has it, column by column
+    places: np.ndarray  # int32 (E,), that passage, from 0
+
+    @classmethod
+    def of(cls, passages: Sequence[Passage], offset: int) -> "WordShard":
+        """Index passages in memory."""
+        tokenizer = _tokenizer()
+        index, vocabulary = _index(tokenizer, _words(tokenizer, passages))
+        scores = index.scores
+        return cls(offset, len(passages), _terms(vocabulary, scores["indptr"]), scores["data"], scores["indices"])
+
+    @classmethod
+    def open(cls, folder: Path, offset: int, passages: int) -> "WordShard":
+        """Map the files of a shard; each keeps one file descriptor."""
+        try:
+            names = ("terms", "data.csc.index", "indices.csc.index")
+            return cls(offset, passages, *(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
+        except (OSError, ValueError, EOFError) as error:
+            if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+                raise InputError(f"{folder}: too many open files; allow more, for example: ulimit -n 65536") from error
+            raise InputError(f"{folder}: a damaged shard ({error}); delete the index and {REBUILD}") from error
+
+    def spans(self, words: np.ndarray) -> np.ndarray:
+        """Return where the column of each word (Q,) begins and ends, int64 (Q, 2); 0, 0 for a word it does not know."""
+        for array in (self.terms, self.scores, self.places):
+            check_mapped(array)
+        found = np.minimum(np.searchsorted(self.terms[0], words), self.terms.shape[1] - 1)
+        known = self.terms[0, found] == words
+        return np.where(known, self.terms[1:, found], 0).T.astype(np.int64)
+
+    def best(self, spans: np.ndarray, idf: np.ndarray, top: int) -> Hits:
+        """Score the passages that share a word; idf (Q,) is that of the whole corpus times the word's repeats."""
+        total = np.zeros(self.passages, dtype=np.float32)
+        frequency = spans[:, 1] - spans[:, 0]
+        weights = (idf / _idf(self.passages, frequency)).astype(np.float32)
+        for (start, end), weight in zip(spans, weights, strict=True):
+            total[self.places[start:end]] += weight * self.scores[start:end]
+        lowest = np.partition(total, -top)[-top] if top < self.passages else 0
+        places = np.flatnonzero((total >= lowest) & (total > 0))
+        return _rank(places + self.offset, total[places], top)
+
+
+def _rank(ordinals: np.ndarray, scores: np.ndarray, top: int) -> Hits:
+    """Sort by falling score and keep the first; ties stay in the order given, which is that of the corpus."""
+    order = np.argsort(-scores, kind="stable")[:top]
+    return ordinals[order], scores[order]
+
+
+class BM25:
+    """Search an index written by `BM25Writer`."""
+
+    def __init__(self, shards: Sequence[WordShard]) -> None:
+        """Use `open`."""
+        self._shards = shards
+        self._passages = sum(shard.passages for shard in shards)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], rebuild: str = REBUILD) -> "BM25":
+        """Map a finished index; rebuild: what a message says of how to build it anew.
+
+        Raises:
+            InputError: not an index, not finished, of another format, or damaged.
+        """
+        folder = Path(path)
+        shards = _read_index(folder, rebuild)["shards"]
+        return cls([WordShard.open(folder / shard["name"], shard["offset"], shard["passages"]) for shard in shards])
+
+    def __len__(self) -> int:
+        """Return the number of passages."""
+        return self._passages
+
+    def extended(self, shards: Sequence[WordShard]) -> "BM25":
+        """Return an index of these passages too, whose ordinals follow."""
+        return BM25([*self._shards, *shards])
+
+    def search(self, questions: Sequence[str], top: int) -> list[Hits]:
+        """Find the best passages for each question: ordinals int64 (R,) and scores float32 (R,), best first.
+
+        Only passages that share a word with the question are found, so R <= top, and R = 0 for a question of stop
+        words and words the corpus does not hold. Equal scores stand in corpus order.
+
+        Raises:
+            ValueError: top is not positive.
+        """
+        if top < 1:
+            raise ValueError(f"top is {top}; ask for at least 1 passage")
+        stopwords = _tokenizer().stopwords
+        words = [[word for word in split_words(question) if word not in stopwords] for question in questions]
+        return [self._search(_hash(found), top) for found in words]
+
+    def _search(self, words: np.ndarray, top: int) -> Hits:
+        words, repeats = np.unique(words, return_counts=True)
+        spans = [shard.spans(words) for shard in self._shards]
+        frequency = np.sum([span[:, 1] - span[:, 0] for span in spans], axis=0)
+        idf = _idf(self._passages, frequency) * repeats
+        hits = [shard.best(span, idf, top) for shard, span in zip(self._shards, spans, strict=True)]
+        ordinals, scores = (np.concatenate(parts) for parts in zip(*hits, strict=True))
+        return _rank(ordinals, scores, top)

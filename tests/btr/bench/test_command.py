@@ -1,0 +1,129 @@
+"""`btr bench` measures what it says: the asked numbers of tokens, the same answers in both implementations."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from btr.bench import __main__ as bench
+from btr.bench import contenders
+from btr.bench import kernels as kernel_bench
+from btr.bench.__main__ import main
+from btr.model.config import T5_SHAPES, BertConfig
+
+
+@pytest.fixture(autouse=True)
+def tiny_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(contenders.T5_SHAPES, "base", T5_SHAPES["tiny"])
+    monkeypatch.setitem(contenders.SPLIT, "base", 3)
+    tiny = BertConfig(vocab_size=200, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=96)
+    monkeypatch.setitem(contenders.BERT_SHAPES, "minilm", tiny)
+
+
+@pytest.mark.parametrize("shape", ["base", "minilm"])
+def test_texts_have_the_asked_tokens(shape: str) -> None:
+    reader = contenders.random_reader(shape, torch.float32)
+    options = bench.parser().parse_args(["--questions", "2", "--passage-tokens", "30", "--question-tokens", "9"])
+    questions, passages = contenders.make_texts(reader, options, 3)
+    assert [len(reader.question_ids(question)) for question in questions] == [9, 9] and len(set(questions)) == 2
+    ids, cut = reader.passage_ids([(p.title, p.text) for p in passages])
+    assert [len(row) for row in ids] == [30, 30, 30] and cut == 0
+
+
+SIZES = ["--passage-tokens", "12", "--question-tokens", "5", "--new-tokens", "3", "--runs", "1", "--dtype", "float32"]
+
+
+def figures_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert bench.main([*SIZES, *arguments, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.parametrize("questions", [1, 2])
+def test_rows_and_their_sizes(capsys: pytest.CaptureFixture[str], questions: int) -> None:
+    figures = figures_of(capsys, "--passages", "2,3", "--questions", str(questions))
+    assert [size["passages"] for size in figures["sizes"]] == [2, 3] and figures["questions"] == questions
+    assert figures["new_tokens"] == 3 and figures["row_tokens"] == 17
+    rows, D = figures["sizes"][1]["rows"], T5_SHAPES["tiny"].d_model
+    assert list(rows) == ["transformers", "full", "float", "binary", "pruned", "reread", "merged"]
+    sizes = {name: row["bytes_per_token"] for name, row in rows.items()}
+    assert [sizes.pop(name) for name in ("transformers", "full", "float")] == [0, 0, 4 * D]
+    assert sizes == dict.fromkeys(("binary", "pruned", "reread", "merged"), D // 8 + 2)
+    binary = rows["binary"]
+    assert {"load", "expand", "encode", "decode"} <= set(binary["phases"])
+    assert "merge" in rows["merged"]["phases"]
+    assert sum(binary["phases"].values()) <= binary["most"] + 1e-3
+
+
+def test_span_reader_has_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = figures_of(capsys, "--passages", "2", "--shape", "minilm", "--questions", "2")
+    rows = figures["sizes"][0]["rows"]
+    assert list(rows) == ["transformers", "full", "float", "binary", "pruned", "reread"] and figures["new_tokens"] == 0
+    assert rows["binary"]["bytes_per_token"] == 64 // 8 + 2
+    assert {"load", "expand", "encode", "decode"} <= set(rows["binary"]["phases"])
+
+
+def test_some_rows_their_memory_and_a_plot(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    picture = tmp_path / "bench.png"
+    figures = figures_of(capsys, "--passages", "2", "--only", "full,binary", "--memory", "--plot", str(picture))
+    rows = figures["sizes"][0]["rows"]
+    assert list(rows) == ["full", "binary"] and rows["full"]["times_full"] == 1
+    assert all(50 < row["peak_mib"] < 4096 for row in rows.values())  # Python and PyTorch alone take some hundred
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "peak MiB" in bench.table(figures)
+
+
+def test_memory_is_that_of_this_process() -> None:
+    before = bench.peak_memory()
+    held = torch.ones(max(before, 2**26) // 4 + 2**24)
+    assert bench.peak_memory() >= held.nbytes > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--only", "binary,fast"], "--only fast: not known"),
+        (["--only", "merged", "--merge", "none"], "--only merged: there is no such row of shape base"),
+        (["--plot", "x.txt"], "x.txt: not a picture"),
+        (["--questions", "0"], "--questions is 0; use 1 or more"),
+        (["--runs", "0"], "--runs is 0; use 1 or more"),
+    ],
+)
+def test_wrong_requests_are_refused(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main([*SIZES, *arguments]) == 2
+    assert error in capsys.readouterr().err
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ROWS", 70), ("TOKENS", 50), ("MATRIX", (96, 64))):
+        monkeypatch.setattr(kernel_bench, name, value)
+
+
+@pytest.mark.usefixtures("small")
+def test_all_who_are_timed_do_the_same_work() -> None:
+    for kernel, _, amount, who in kernel_bench.jobs(64):
+        results = {name: work() for name, work in who.items()}
+        assert next(iter(who)) == "btr" and amount > 0
+        if kernel.startswith("hamming"):
+            found = [np.asarray(value).astype(np.int64) for value in results.values()]
+            assert found[0].shape == (70, 70) and all(np.array_equal(found[0], other) for other in found)
+        if kernel.startswith("expand"):
+            assert np.asarray(results["btr"]).nbytes == np.asarray(results["roof"]).nbytes
+        if kernel.startswith("int8"):
+            assert np.asarray(results["btr"]).shape == (96,) and np.isfinite(np.asarray(results["btr"])).all()
+
+
+@pytest.mark.usefixtures("small")
+def test_kernels_have_a_table_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--kernels", "64", "--runs", "1", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert all(row["D"] == 64 and row["rates"]["btr"] > 0 for row in figures["rows"])
+    assert {row["threads"] for row in figures["rows"] if "hamming" in row["kernel"]} >= {1}
+    assert main(["--kernels", "64", "--runs", "1"]) == 0
+    assert "hamming, all pairs" in capsys.readouterr().out
+    assert main(["--kernels", "4"]) == 2
+    assert "use widths of 8 or more" in capsys.readouterr().err

@@ -1,0 +1,93 @@
+"""Articles that were divided into pieces: replaced and deleted as one, and nothing of anybody else's with them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from btr.precompute import __main__ as precompute
+from btr.reader import Reader
+from btr.storage import Store
+from btr.store import __main__ as command
+
+Bring = Callable[..., list[str]]
+
+
+def text(count: int, word: str = "w") -> str:
+    return " ".join(f"{word}{n}" for n in range(count))
+
+
+@pytest.fixture
+def bring(span_reader: Reader, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Bring:
+    """Build a store of articles (id: text), or bring them into it; returns the ids that it holds then."""
+    span_reader.save_pretrained(tmp_path / "reader")
+    store = tmp_path / "s.btr"
+
+    def write(articles: dict[str, str], *more: str) -> list[str]:
+        rows = [{"id": name, "title": "T", "text": words} for name, words in articles.items()]
+        (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        arguments = [str(tmp_path / "corpus.jsonl"), "--reader", str(tmp_path / "reader")]
+        if store.exists():
+            verb, *rest = more or ["upsert"]
+            assert command.main([verb, str(store), *arguments, *rest]) == 0
+        else:
+            assert precompute.main([*arguments, "--store", str(store), "--words", "10", "--no-index"]) == 0
+        return ids(store)
+
+    return write
+
+
+def ids(path: Path) -> list[str]:
+    with Store.open(path) as store:
+        live = [n for n in range(store.manifest.ordinals) if not store.deleted([n])[0]]
+        return sorted(store.at(live).ids)
+
+
+def pieces(name: str, count: int) -> list[str]:
+    return [f"{name}:{number}" for number in range(count)]
+
+
+def test_new_version_takes_the_place_of_all_pieces(bring: Bring, tmp_path: Path) -> None:
+    assert bring({"a": text(40), "b": text(30), "c": text(5)}) == [*pieces("a", 4), *pieces("b", 3), "c"]
+    assert bring({"a": text(25, "v")}) == [*pieces("a", 3), *pieces("b", 3), "c"]  # shorter
+    assert bring({"a": text(3)}) == ["a", *pieces("b", 3), "c"]  # no longer divided
+    assert bring({"a": text(20), "c": text(5)}) == [*pieces("a", 2), *pieces("b", 3), "c"]  # divided again
+    assert bring({"a": text(20), "b": text(30)}) == [*pieces("a", 2), *pieces("b", 3), "c"]  # the same
+    assert bring({"c": text(40), "a": text(2)}, "upsert", "--limit", "3") == [
+        *pieces("a", 2),
+        *pieces("b", 3),
+        "c",
+        "c:0",
+        "c:1",
+        "c:2",
+    ]
+
+
+def test_article_is_deleted_by_its_id(bring: Bring, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bring({"a": text(40), "b:0": text(10), "b:1": text(9), "c": text(5), "d:0": text(10), "d:2": text(10)})
+    store = str(tmp_path / "s.btr")
+    capsys.readouterr()
+    assert command.main(["delete", store, "a", "a:1"]) == 0
+    assert "4 deleted" in capsys.readouterr().out
+    assert command.main(["delete", store, "d"]) == 2  # d:0 alone is no article that was divided
+    assert command.main(["delete", store, "d:0", "c"]) == 0
+    assert ids(tmp_path / "s.btr") == ["b:0", "b:1", "d:2"]
+
+
+def test_passages_that_somebody_else_has_numbered_stay(bring: Bring) -> None:
+    """Own ids like those of pieces: not replaced by others of their kind, nor by an article unless cut as btr cuts."""
+    bring({"x:0": text(10), "x:1": text(10), "x:2": text(7), "y:0": text(9), "y:1": text(9)})
+    assert bring({"x:0": text(9), "x:1": text(10)}) == ["x:0", "x:1", "x:2", "y:0", "y:1"]
+    assert bring({"y": text(4)}) == ["x:0", "x:1", "x:2", "y", "y:0", "y:1"]
+
+
+def test_article_that_is_there_is_not_added_in_another_version(
+    bring: Bring, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = bring({"a": text(40), "b": text(5)})
+    capsys.readouterr()
+    longer = {"a": text(60), "b": text(30)}
+    assert bring(longer, "add") == before
+    assert "9 there already" in capsys.readouterr().out
+    assert bring({"a": text(4), "c": text(4)}, "add") == [*before, "c"]
