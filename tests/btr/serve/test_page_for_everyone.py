@@ -26,6 +26,20 @@ def test_narrow_screen_needs_no_scrolling_sideways(page: Any, port: int, kit: An
         assert page.run("return document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", [320, 1280])
+def test_share_of_the_evidence_has_room(page: Any, kit: Any, port: int, width: int) -> None:
+    reply = kit.ask(port)
+    reply["passages"][0]["evidence"] = 0.001
+    page.answer_with(reply)
+    with page.on_phone(width):
+        page.ask("Who?")
+        assert page.find("#passages .evidence span").text == "under 1 % of the evidence"
+        wide, space = page.run(
+            "const e = document.querySelector('.evidence span'); return [e.scrollWidth, e.clientWidth]"
+        )
+    assert wide <= space
+
+
 def test_everything_is_large_enough_for_a_finger(page: Any) -> None:
     with page.on_phone(390):
         page.ask("Who built it?")
