@@ -1,10 +1,12 @@
 """What the pages are made of, without a browser."""
 
+import json
 import re
 
 import pytest
 
 from btr.serve.pages import PAGE, render_page
+from btr.serve.service import PHASES
 
 TEXTS = {"ink": "ground card", "quiet": "ground card", "accent": "ground card", "fault": "fault-ground"}
 TEXTS |= {"on-accent": "accent", "mark-ink": "mark"}
@@ -46,3 +48,8 @@ def test_page_loads_nothing_from_elsewhere_and_its_policy_says_so() -> None:
     assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "unsafe" not in policy
     assert not re.search(r"<(?:script|style|img|link)[^>]*(?:src|href)=\"(?!data:)", page) and "@import" not in page
     assert not re.search(r"<[^>]* style=", page)  # the policy would not let it
+
+
+def test_page_knows_every_phase_that_the_server_times() -> None:
+    (listed,) = re.findall(r"const PHASES = (\[.*?\]);", PAGE.read_text(encoding="utf-8"))
+    assert set(PHASES) <= set(json.loads(listed))
