@@ -118,11 +118,12 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, leave)
     try:
         settings, dry_run = parse(argv)
+        if dry_run:  # also beside the server that is to be followed, whose port is taken
+            check(settings)
+            print(json.dumps(settings.model_dump(mode="json"), indent=2))
+            return 0
         with bind(settings.host, settings.port) as bound:
             keys = check(settings)
-            if dry_run:
-                print(json.dumps(settings.model_dump(mode="json"), indent=2))
-                return 0
             raise_file_limit()
             service = load(settings)
             write_json()

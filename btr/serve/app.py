@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from btr import __version__
+from btr.serve.completion import MOST_STOPS
 from btr.serve.desk import Desk
 from btr.serve.errors import add_errors
 from btr.serve.guard import Guard
@@ -150,13 +151,15 @@ def _add_operation(app: FastAPI, desk: Desk) -> None:
     async def info() -> dict[str, Any]:
         """Say what is served, and within which limits."""
         limits = ("max_body_bytes", "max_question_chars", "max_passages", "max_new_tokens", "max_questions")
+        reads = ("max_question_tokens", "max_passage_tokens")  # what is longer is cut
         return {
             "version": __version__, "model": service.model, "family": service.reader.family,
             "fingerprint": service.reader.fingerprint, "passages": service.passages, "mode": service.mode,
             "no_answer_above": service.no_answer_above,
             "top": service.top, "editable": service.settings.editable, "unindexed": service.library.unindexed,
             "queue": service.settings.queue, "timeout": service.settings.timeout,
-            "limits": {name: getattr(service.settings, name) for name in limits},
+            "limits": {name: getattr(service.settings, name) for name in (*limits, "connections", "receive_timeout")}
+            | {name: getattr(service.reader.config, name) for name in reads} | {"max_stops": MOST_STOPS},
         }  # fmt: skip
 
 

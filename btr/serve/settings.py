@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from btr.command import Parser
@@ -19,6 +19,9 @@ DEFAULT_STORE = "corpus.btr"
 DType = Literal["float32", "bfloat16"]
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
+Home = BeforeValidator(
+    lambda value: os.path.expanduser(value) if isinstance(value, str) else value
+)  # ~: not by a shell
 
 
 class Settings(BaseSettings):
@@ -26,8 +29,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="BTR_", env_ignore_empty=True, extra="forbid", frozen=True)
 
-    store: Path = Field(Path(DEFAULT_STORE), description="the store to answer from")
-    reader: str | None = Field(None, description="folder or hub id of the reader; default: the store's own")
+    store: Annotated[Path, Home] = Field(Path(DEFAULT_STORE), description="the store to answer from")
+    reader: Annotated[str | None, Home] = Field(
+        None, description="folder or hub id of the reader; default: the store's own"
+    )
     dtype: DType = Field("float32", description="precision of the reader; bfloat16 is faster on CPUs that have it")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="0 takes a free one")
@@ -41,7 +46,9 @@ class Settings(BaseSettings):
         description="probability that no passage answers over which no answer is given, but a best guess (1: always "
         "answer); default: the reader's own",
     )  # fmt: skip
-    keys_file: Path | None = Field(None, description="API keys, one to a line; without it everybody may ask")
+    keys_file: Annotated[Path | None, Home] = Field(
+        None, description="API keys, one to a line; without it everybody may ask"
+    )
     allowed_hosts: str = Field(
         "", description="names, parted by commas, that a server without keys answers to beside those of this machine"
     )
@@ -128,6 +135,7 @@ def read_settings(flags: dict[str, Any], config: str | None = None) -> Settings:
             file = [InitSettingsSource(settings_cls, tomllib.loads(text))] if config else []
             return (init_settings, env_settings, *file)
 
+    config = os.path.expanduser(config) if config else None
     known = {f"BTR_{name.upper()}" for name in Settings.model_fields} | {"BTR_KERNELS"}
     for variable in sorted(os.environ):
         if (name := variable.upper()).startswith("BTR_") and name not in known:

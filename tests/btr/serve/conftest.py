@@ -99,7 +99,7 @@ class FakeReader:
     name = "double"
     family = "generative"
     fingerprint = "f" * 16
-    config = SimpleNamespace(passages=3, max_passage_tokens=160)
+    config = SimpleNamespace(passages=3, max_passage_tokens=160, max_question_tokens=64)
     no_answer_above: float | None = None
 
     def __init__(self) -> None:

@@ -123,6 +123,16 @@ def test_port_in_use_is_refused(complaint: Complaint) -> None:
     assert error.startswith(f"error: cannot listen on 127.0.0.1:{port}: ") and error.count("\n") == 1
 
 
+def test_settings_are_checked_while_the_port_is_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["whole", "--dry-run", "--port", str(taken.getsockname()[1])]) == 0
+    assert json.loads(capsys.readouterr().out)["store"] == "whole"
+    assert main(["nowhere", "--dry-run"]) == 2
+
+
 def test_port_taken_while_the_reader_loads_is_refused(complaint: Complaint, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
