@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from btr.serve.faults import shown
-from btr.serve.schema import MOST_IDS, AnswerRequest, Evidence, RequestError, Text
+from btr.serve.schema import MOST_IDS, QUESTION, AnswerRequest, Evidence, RequestError, Text, example_of, field
 from btr.serve.stops import cut
 
 LENIENT = ConfigDict(strict=True, extra="ignore")
@@ -60,12 +60,17 @@ Texts = Annotated[
 ]
 
 
+def open_request(values: dict[str, Any]) -> ConfigDict:
+    """Return the settings of a request that may have any fields, which are looked at later, with an example of it."""
+    return ConfigDict(**example_of(values), strict=True, extra="allow")
+
+
 class Part(BaseModel):
     """Carry one part of a message; only text is read, of type `text` or `input_text`."""
 
     model_config = LENIENT
-    type: str
-    text: Text | None = None
+    type: str = field(..., "what it is: `text` or `input_text`", "text")
+    text: Text | None = field(None, "the text", QUESTION)
 
 
 PART = {"type": "object", "properties": {"type": {"enum": ["text", "input_text"]}, "text": TEXT}, "required": ["type"]}
@@ -81,34 +86,46 @@ class Message(BaseModel):
     """Carry one turn of a conversation."""
 
     model_config = LENIENT
-    role: str
-    content: Content | None = None
+    role: str = field(..., "who says it; what the last `user` says is the question", "user")
+    content: Content | None = field(None, "text, a part or a list of parts; of other turns it is not read", QUESTION)
 
 
 class StreamOptions(BaseModel):
     """Say whether a stream ends with its usage."""
 
     model_config = LENIENT
-    include_usage: bool | None = None
+    include_usage: bool | None = field(None, "whether a chunk with the tokens used comes before the end", True)
 
 
 class CompletionBase(Evidence):
-    """Hold what both kinds of completion share; `top_k`, `ids`, `passages`, `mode`, `merge_ratio`, `prune` are ours."""
+    """Hold what both kinds of completion share."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
-    model: Text
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: Whole | None = None
-    stop: Texts | None = None
-    response_format: dict[str, Any] | None = None
+    model: Text = field(..., "the reader, as /v1/models names it", "default")
+    stream: bool | None = field(None, "whether the answer comes by server-sent events", False)
+    stream_options: StreamOptions | None = field(None, "how a stream ends", {"include_usage": True})
+    max_tokens: Whole | None = field(
+        None, "tokens of the answer at most, default 32; the server's `max_new_tokens` at -1, 0 and what is over it", 32
+    )
+    stop: Texts | None = field(None, "one to four strings before the first of which the text ends", ["\n"])
+    response_format: dict[str, Any] | None = field(
+        None,
+        "`text`, `json_object` (of one field, `answer`) or a `json_schema` with one string",
+        {"type": "json_object"},
+    )
 
 
 class ChatRequest(CompletionBase):
-    """Ask the last message of the user."""
+    """Ask the last message of the user.
 
-    messages: list[Message] = Field(min_length=1, max_length=MOST_IDS)
-    max_completion_tokens: Whole | None = None
+    `top_k`, `ids`, `passages`, `mode`, `merge_ratio`, `prune`, `no_answer_above` are this server's own. Preferences
+    (`temperature`, `seed`, ...) are passed over; what would change the reply and cannot be had is a 400.
+    """
+
+    model_config = open_request({"model": "default", "messages": [{"role": "user", "content": QUESTION}]})
+    messages: list[Message] = field(
+        ..., "the conversation", [{"role": "user", "content": QUESTION}], min_length=1, max_length=MOST_IDS
+    )
+    max_completion_tokens: Whole | None = field(None, "as `max_tokens`, and goes before it", 32)
 
     @property
     def question(self) -> str:
@@ -132,9 +149,10 @@ class ChatRequest(CompletionBase):
 
 
 class CompletionRequest(CompletionBase):
-    """Ask the prompt."""
+    """Ask the prompt; as a chat for the rest."""
 
-    prompt: Texts
+    model_config = open_request({"model": "default", "prompt": QUESTION})
+    prompt: Texts = field(..., "the question, or a list of one", QUESTION)
 
     @property
     def question(self) -> str:

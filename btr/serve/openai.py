@@ -9,15 +9,15 @@ from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterator
 from itertools import accumulate
 from time import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import JSONResponse
 
 from btr.serve.completion import ChatRequest, CompletionRequest, Form, StreamOptions, form_of, no_model, to_answer
 from btr.serve.desk import Desk
-from btr.serve.schema import AnswerResponse
+from btr.serve.schema import REPLY, AnswerResponse
 from btr.serve.stops import Stopper, cut
 from btr.serve.streams import Happening, begun, event, respond, rest
 
@@ -143,6 +143,19 @@ def usage(reply: AnswerResponse) -> dict[str, int]:
     return {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}
 
 
+def given(examples: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """Return what the documents say of a reply: an example by its content type."""
+    return {200: {"content": {kind: {"example": example} for kind, example in examples.items()}}}
+
+
+def completed(kind: Kind) -> dict[int | str, dict[str, Any]]:
+    """Return examples of a completion, whole and streamed."""
+    reply = AnswerResponse.model_validate(REPLY)
+    writer = Writer(kind, "default", 32, Form())
+    writer.head |= {"id": "chatcmpl-17" if kind == "chat" else "cmpl-17", "created": 1780000000}
+    return given({"application/json": writer.whole(reply), "text/event-stream": 'data: {"choices": [...]}\n\n'})
+
+
 def make_router(desk: Desk) -> APIRouter:
     """Return the routes under `/v1` that OpenAI's clients call."""
     router = APIRouter(prefix="/v1")
@@ -157,23 +170,27 @@ def make_router(desk: Desk) -> APIRouter:
         lines = writer.stream(await begun(desk.follow(http, asked)), bool(options.include_usage))
         return respond(lines, lambda code: desk.metrics.errors.labels(code).inc())
 
-    @router.post("/chat/completions", response_model=None)
+    @router.post("/chat/completions", response_model=None, responses=completed("chat"))
     async def chat(http: Request, request: ChatRequest) -> Response:
         """Answer the last message of the user, in OpenAI's words; with `citations`, streamed or not."""
         return await complete(http, request, "chat")
 
-    @router.post("/completions", response_model=None)
+    @router.post("/completions", response_model=None, responses=completed("text"))
     async def completions(http: Request, request: CompletionRequest) -> Response:
         """Answer the prompt, in OpenAI's words; with `citations`, streamed or not."""
         return await complete(http, request, "text")
 
-    @router.get("/models")
+    shown = {"id": "default", "object": "model", "created": 1780000000, "owned_by": "btr"}
+
+    @router.get("/models", responses=given({"application/json": {"object": "list", "data": [shown]}}))
     async def models() -> dict[str, Any]:
         """List the one model that is served."""
         return {"object": "list", "data": [model]}
 
-    @router.get("/models/{name:path}")
-    async def one_model(name: str) -> dict[str, Any]:
+    @router.get("/models/{name:path}", responses=given({"application/json": shown}))
+    async def one_model(
+        name: Annotated[str, Path(description="the model, as /v1/models names it", examples=["default"])],
+    ) -> dict[str, Any]:
         """Describe the model that is served."""
         if name != model["id"]:
             raise no_model(name, desk.service.model)
