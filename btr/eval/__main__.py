@@ -178,6 +178,17 @@ def uses_store(setting: Setting, store: Store | None) -> bool:
     return store is not None and bits and store.manifest.fingerprint == setting.reader.fingerprint
 
 
+def read_anew(settings: list[Setting], store: Store) -> str:
+    """Say that a store's bits are of another reader than one that would read them, and what that costs; or nothing."""
+    made = f"reader {store.manifest.fingerprint} ({store.manifest.reader or 'shipped with btr'})"
+    for reader in [s.reader for s in settings if kept_mode(s, s.passages) == "binary" and not uses_store(s, store)]:
+        return (
+            f"store {store.path} was made by {made}, and {reader.name} ({reader.fingerprint}) cannot read its bits: it "
+            "encodes the texts anew for every question, which takes longer and is not counted in questions a second"
+        )
+    return ""
+
+
 def bytes_per_token(setting: Setting, store: Store | None) -> float | None:
     """Return what is kept of a token, signs and scalar or float states: on disk where the store is read; None: nothing.
 
@@ -326,6 +337,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         evidence = Evidence(whole.questions, counts[-1], store, options.retriever)
         evidence.check()
         check_readers(settings, asked, evidence)
+        if store is not None and (note := read_anew(settings, store)):
+            say(f"note: {note}")
         shared = {
             "task": asked.task, "dtype": options.dtype, "max_new_tokens": options.max_new_tokens, "reader": weights,
             "store": None if store is None else store.manifest.content_hash[:16],

@@ -1,7 +1,6 @@
 """`btr eval` on a tiny reader: its figures are those of its answers, its passages the question's or a store's."""
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -112,22 +111,6 @@ def test_figures_count_the_readers_own_answers(run: Run, squad: Path, tmp_path: 
     assert [row["found"][0] for row in figures["rows"]] == [33.33, 33.33]  # "the mat" alone stands in a passage
     assert figures["task"] == "squad" and figures["questions"] == 3 and figures["recall"] is None
     assert figures["passages_from"] == "the questions' own" and figures["source"].endswith("dev.jsonl")
-
-
-def test_stderr_says_how_far_each_row_is(
-    squad: Path, reader_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = ["squad", "--data", str(squad), "--modes", "full,binary", "--passages", "2", "--reader", str(reader_folder)]
-    line += ["--out", str(tmp_path / "predictions.jsonl"), "--json"]
-    assert main(line) == 0
-    out, err = capsys.readouterr()
-    assert len(json.loads(out)["rows"]) == 2
-    full, binary = (line for line in err.splitlines() if "questions" in line)
-    assert re.fullmatch(r"full, 2 passages: 3/3 questions  \S+/s  em 33\.3", full)
-    assert re.fullmatch(r"binary, 2 passages: 3/3 questions  \S+/s  em \d+\.\d", binary)
-    assert main(line) == 0
-    again = [line for line in capsys.readouterr().err.splitlines() if "questions" in line]
-    assert again[0] == "full, 2 passages: 3/3 questions  0/s  em 33.3"  # an earlier run's are no rate
 
 
 def test_every_combination_is_a_row(run: Run, squad: Path, tmp_path: Path, tiny_reader: Reader) -> None:
