@@ -31,7 +31,7 @@ from btr.retrieve.dense.quantize import MOST_CODES
 from btr.retrieve.fusion import DENSE
 from btr.storage import Building, Encoded, Manifest, Settings, Shard, StoreError
 from btr.storage.codebook import Codebook
-from btr.storage.manifest import MANIFEST
+from btr.storage.manifest import MANIFEST, store_command
 from btr.storage.record import encode_records
 
 SHARD_PASSAGES = 65_536
@@ -99,7 +99,8 @@ def check_target(path: Path, overwrite: bool) -> None:
     if os.path.lexists(path) and not (path / MANIFEST).is_file():
         raise InputError(f"{path} exists and is not a store; give another --store")
     if path.exists() and not overwrite:
-        raise InputError(f"{path} exists; give another --store, or --overwrite to replace it")
+        cure = f"give another --store, or bring passages into it with: {store_command('upsert', path, 'CORPUS')}"
+        raise InputError(f"{path} exists; {cure}; --overwrite would replace it")
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; make it, or give another --store")
     try:

@@ -116,7 +116,7 @@ def test_settings_must_be_the_same(tmp_path: Path, settings: SettingsFor) -> Non
         StoreWriter.create_or_resume(path, settings(k=8, options={"limit": 5}))
     assert str(caught.value) == (
         f"{building(path)} was begun with k 9, now 8; options {{'limit': None, 'words': 100}}, now {{'limit': 5}}: "
-        "use the same settings, or --no-resume to delete it and start afresh"
+        "use the same settings, or build under another name; --no-resume would delete it and start afresh"
     )
 
 
@@ -138,7 +138,7 @@ def test_data_without_settings(tmp_path: Path, settings: SettingsFor) -> None:
     path = tmp_path / "s"
     StoreWriter.create_or_resume(path, settings()).close()
     (building(path) / "settings.json").unlink()
-    with pytest.raises(Corrupt, match=r"has data but no settings.json: --no-resume"):
+    with pytest.raises(Corrupt, match=r"has data but no settings.json; build under another name; --no-resume"):
         StoreWriter.create_or_resume(path, settings())
     StoreWriter.create_or_resume(path, settings(), resume=False).close()
 
@@ -147,7 +147,7 @@ def test_damaged_data_is_not_resumed(tmp_path: Path, settings: SettingsFor) -> N
     path = tmp_path / "s"
     StoreWriter.create_or_resume(path, settings()).close()
     data(building(path)).write_bytes(b"nonsense" * 1000)
-    with pytest.raises(Corrupt, match=r"--no-resume deletes it and starts afresh"):
+    with pytest.raises(Corrupt, match=r"build under another name; --no-resume would delete it and start afresh"):
         StoreWriter.create_or_resume(path, settings())
 
 
@@ -297,7 +297,7 @@ def test_slack_goes_where_the_disk_has_room_for_a_copy(
 
 def test_a_store_is_not_overwritten_unasked(tmp_path: Path, write: Write, settings: SettingsFor) -> None:
     path = write(tmp_path / "s")
-    with pytest.raises(StoreExists, match=r"exists: choose another path, or replace it with --overwrite"):
+    with pytest.raises(StoreExists, match=r"exists: choose another path; --overwrite would replace it"):
         StoreWriter.create_or_resume(path, settings())
     with StoreWriter.create_or_resume(path, settings(), overwrite=True) as building:
         assert len(Store.open(path)) == 20  # until the new one is finished
