@@ -63,10 +63,10 @@ class Embedding:
         plan = Plan(retriever, encoder.fingerprint, encoder.dimension, codes, dtype=dtype, scaled=scaled)
         return cls(encoder, plan)
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of a passage, with scales."""
-        return self.plan.codes * (8 * -(-self.plan.dimension // 64) + 2)
+    def expected(self, passages: int) -> int:
+        """Return the bytes of the index of so many passages, about: their codes, with scales, and the rotation."""
+        D = self.plan.dimension
+        return passages * self.plan.codes * (8 * -(-D // 64) + 2) + 4 * D * D
 
     def write(self, folder: Path, passages: Callable[[], Iterator[Passage]], shards: Sequence[Shard]) -> None:
         """Write FOLDER/dense, and what is searched; a killed run is gone on with.
