@@ -17,7 +17,7 @@ from btr.model.layout import MergedRows
 from btr.model.span import SpanReader
 from btr.reader.answer import Answer, Memory, Span, Stopwatch
 from btr.reader.rows import BertRows
-from btr.words import end_of_letter
+from btr.words import end_of_letter, readable
 
 SHORT = 16  # tokens
 LEAST = -100.0  # the least score, and logits, that of passages without a token to point at
@@ -106,7 +106,7 @@ class Extractive(BertRows):
         n = int(where.passage[a])
         start, stop = int(where.tokens[a]), int(where.tokens[b]) + 1
         tokens = held.ids[n][start:stop].tolist()
-        text, begun = held.passages[n][1], int(where.starts[n])
+        text, begun = readable(held.passages[n][1], self.model.config.max_passage_tokens), int(where.starts[n])
         offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
         if stop - begun > len(offsets):
             return self.tokenizer.decode(tokens).removeprefix("##"), tuple(tokens), None  # may begin within a word
