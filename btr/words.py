@@ -30,13 +30,17 @@ _word = re.compile(rf"[\w{MARKS}]{{2,}}|(?<!\w['’])\w")  # the s of "Ada's" an
 _letter = re.compile("(?s).[\u1160-\u11ff]*")  # the vowel and the end of a Korean syllable are no marks
 _UNIT = rf"(?:[{UNSPACED}][^\w\s]*|[^\s{UNSPACED}]+)"  # marks and punctuation stay with the character before them
 _units = re.compile(_UNIT)
+LETTER_A = "\u1d00"  # a small capital: no text has it
+_letter_a = re.compile(r"(?<=[^\s.!?:;][\s-])A(?![\w'’])")
 
 
 def split_words(text: str) -> list[str]:
     """Return the words of a text as they are compared: whatever their case, accents and way of encoding.
 
     Compatibility forms are one (NFKC); a run of characters of scripts without spaces becomes its pairs of neighbours.
+    The letter A, as in "vitamin A", is the word LETTER_A: the article, a stop word, stands so where a sentence begins.
     """
+    text = _letter_a.sub(LETTER_A, text)
     if text.isascii():
         return _word.findall(text.lower())
     letters = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text).casefold())
