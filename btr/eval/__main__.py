@@ -297,9 +297,9 @@ def run_all(evaluation: Evaluation, settings: list[Setting]) -> list[Run]:
         report, known = Progress(f"{s.mode}, {read}:", 0, total, "questions"), len(evaluation.predictions)
         for row in evaluation.run(s):
             rows.append(row)
-            right, answered = right + row[metric], len(evaluation.predictions)
-            report.first += answered == known  # a prediction of an earlier run tells nothing of the rate
-            report.more, known = f"{metric} {100 * right / len(rows):.1f}", answered
+            right, made = right + row[metric], len(evaluation.predictions)
+            report.first += made == known  # a prediction of an earlier run tells nothing of the rate
+            report.more, known = f"{metric} {100 * right / len(rows):.1f}", made
             report(1)
         report.show(last=True)
         kept = bytes_per_token(s, evaluation.evidence.store)

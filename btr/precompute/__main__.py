@@ -96,8 +96,8 @@ def check_target(path: Path, overwrite: bool) -> None:
     if os.path.lexists(path) and not (path / MANIFEST).is_file():
         raise InputError(f"{path} exists and is not a store; give another --store")
     if path.exists() and not overwrite:
-        cure = f"give another --store, or bring passages into it with: {store_command('upsert', path, 'CORPUS')}"
-        raise InputError(f"{path} exists; {cure}; --overwrite would replace it")
+        way = store_command("upsert", path, "CORPUS")
+        raise InputError(f"{path} exists; give another --store, or bring in what is new with: {way}; or --overwrite it")
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; make it, or give another --store")
     try:

@@ -34,9 +34,8 @@ from btr.reader.answer import Answer, Listener, Memory, Stopwatch
 from btr.reader.expansion import known, read_later, rebuilt
 from btr.reader.extractive import Extractive
 from btr.reader.generative import BertGenerative, Generative
-from btr.reader.refusals import check_encoded, check_merge, check_mode, check_prune
+from btr.reader.refusals import check_encoded, check_merge, check_mode, check_prune, check_question
 from btr.storage.encoded import Encoded
-from btr.words import WIDEST
 
 DEFAULT_READER = Path(__file__).parents[1] / "default_reader"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -185,13 +184,11 @@ class Reader:
         Raises:
             InputError: blank, or longer than the reader's limit.
         """
-        if not question.strip():
-            raise InputError("the question is blank; ask something")
         question, most = question.strip(), self.config.max_question_tokens
-        ids = self._text.question_ids(question) if len(question) <= WIDEST * most else []
-        if not 0 < len(ids) <= most:
-            size = f"{len(ids)} tokens" if ids else f"{len(question)} characters, and of tokens"
-            raise InputError(f"the question has {size}, this reader reads {most}; shorten it")
+        check_question(question, most)
+        ids = self._text.question_ids(question)
+        if len(ids) > most:
+            raise InputError(f"the question has {len(ids)} tokens, this reader reads {most}; shorten it")
         return ids
 
     def passage_ids(self, passages: Sequence[tuple[str, str]]) -> tuple[list[list[int]], int]:

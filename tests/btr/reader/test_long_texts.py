@@ -83,7 +83,7 @@ def test_answer_looks_no_further(reader: Reader, counted: Counting, mode: Mode) 
 
 
 def test_question_is_refused_and_shortened_unread(reader: Reader, counted: Counting) -> None:
-    with pytest.raises(InputError, match=r"has \d+ characters, and of tokens, this reader reads \d+; shorten it"):
+    with pytest.raises(InputError, match=r"has \d+ characters, this reader reads \d+ tokens; shorten it"):
         reader.question_ids(LONG)
     assert counted.characters == 0
     kept = shorten(LONG, reader)
