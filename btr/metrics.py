@@ -16,6 +16,7 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 WORD = re.compile(r"\w+|[^\w\s]")
 ROUNDS = 1000  # of the bootstrap
+LOOKED_AT = 1 << 16  # characters of a text: more than a reader reads of one, or writes
 
 
 def normalise(text: str) -> str:
@@ -24,7 +25,7 @@ def normalise(text: str) -> str:
     Beside what SQuAD does, letters are composed (NFC), and a text of which nothing would be left ("The The", "+") keeps
     articles and punctuation: else silence would be the right answer.
     """
-    lower = unicodedata.normalize("NFC", text).lower()
+    lower = unicodedata.normalize("NFC", text[:LOOKED_AT]).lower()
     return " ".join(ARTICLES.sub(" ", lower.translate(PUNCTUATION)).split()) or " ".join(lower.split())
 
 
@@ -51,7 +52,7 @@ def holds_answer(text: str, accepted: Sequence[str]) -> bool:
 
 def _words(text: str) -> str:
     """Return the words and marks of a text, a space around each."""
-    return " ".join(["", *WORD.findall(unicodedata.normalize("NFC", text).lower()), ""])
+    return " ".join(["", *WORD.findall(unicodedata.normalize("NFC", text[:LOOKED_AT]).lower()), ""])
 
 
 def mean(values: Sequence[float]) -> float:

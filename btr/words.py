@@ -23,18 +23,24 @@ ACCENTS = (  # marks over and under letters, of Latin, Greek, Cyrillic, Hebrew, 
 # vowel signs and the like, which are letters of words though `\w` leaves them out
 MARKS = "".join(chr(point) for point in range(0x0900, 0xABFF) if unicodedata.category(chr(point))[0] == "M")
 
+WIDEST = 64  # of a token, white space before it included; of a longer text with longer ones the end is not read
+
 _accents, _unspaced = re.compile(f"[{ACCENTS}]+"), re.compile(f"[{UNSPACED}]+")
 _word = re.compile(rf"[\w{MARKS}]{{2,}}|(?<!\w['’])\w")  # the s of "Ada's" and the t of "don't" are no words
 _letter = re.compile("(?s).[\u1160-\u11ff]*")  # the vowel and the end of a Korean syllable are no marks
 _UNIT = rf"(?:[{UNSPACED}][^\w\s]*|[^\s{UNSPACED}]+)"  # marks and punctuation stay with the character before them
 _units = re.compile(_UNIT)
+LETTER_A = "\u1d00"  # a small capital: no text has it
+_letter_a = re.compile(r"(?<=[^\s.!?:;][\s-])A(?![\w'’])")
 
 
 def split_words(text: str) -> list[str]:
     """Return the words of a text as they are compared: whatever their case, accents and way of encoding.
 
     Compatibility forms are one (NFKC); a run of characters of scripts without spaces becomes its pairs of neighbours.
+    The letter A, as in "vitamin A", is the word LETTER_A: the article, a stop word, stands so where a sentence begins.
     """
+    text = _letter_a.sub(LETTER_A, text)
     if text.isascii():
         return _word.findall(text.lower())
     letters = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text).casefold())
@@ -57,6 +63,12 @@ def count_words(text: str) -> int:
 def spans_of(text: str, words: int) -> list[tuple[int, int]]:
     """Return (start, end) of every `words` words as they are counted, without the white space around them."""
     return [match.span() for match in re.finditer(rf"{_UNIT}(?:\s*{_UNIT}){{0,{words - 1}}}", text)]
+
+
+def readable(text: str, tokens: int) -> str:
+    """Return the words of a text that so many tokens can be made of: no more than WIDEST a token are looked at."""
+    most = WIDEST * tokens
+    return text if len(text) <= most else "".join(text[:most].rsplit(None, 1)[:1])
 
 
 def end_of_letter(text: str, end: int) -> int:

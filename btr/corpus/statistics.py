@@ -15,7 +15,7 @@ from btr.progress import Progress
 from btr.storage.format import new_key
 
 SAMPLE = 256  # passages, or up to twice as many, from which the size is estimated
-CHANGED = "the corpus changed while it was read; leave it as it is, and start afresh with --no-resume"
+CHANGED = "the corpus changed while it was read; leave it as it is, and run the same command again"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from btr.eval.predictions import Prediction, Predictions, input_digest
 from btr.metrics import holds_answer
 from btr.model.checkpoint import digest
 from btr.model.config import MODES, Mode
+from btr.progress import Progress, say
 from btr.reader import DTYPES, Reader
 from btr.reader.answer import Answer
 from btr.reader.refusals import check_prune
@@ -173,6 +174,17 @@ def uses_store(setting: Setting, store: Store | None) -> bool:
     return store is not None and bits and store.manifest.fingerprint == setting.reader.fingerprint
 
 
+def read_anew(settings: list[Setting], store: Store) -> str:
+    """Say that a store's bits are of another reader than one that would read them, and what that costs; or nothing."""
+    made = f"reader {store.manifest.fingerprint} ({store.manifest.reader or 'shipped with btr'})"
+    for reader in [s.reader for s in settings if kept_mode(s, s.passages) == "binary" and not uses_store(s, store)]:
+        return (
+            f"store {store.path} was made by {made}, and {reader.name} ({reader.fingerprint}) cannot read its bits: it "
+            "encodes the texts anew for every question, which takes longer and is not counted in questions a second"
+        )
+    return ""
+
+
 def bytes_per_token(setting: Setting, store: Store | None) -> float | None:
     """Return what is kept of a token, signs and scalar or float states: on disk where the store is read; None: nothing.
 
@@ -273,17 +285,19 @@ def compressed(setting: Setting, options: argparse.Namespace) -> Setting:
 
 
 def run_all(evaluation: Evaluation, settings: list[Setting]) -> list[Run]:
-    """Answer everything, reporting every hundredth question on stderr."""
-    runs, total = [], len(evaluation.asked.questions)
+    """Answer everything, reporting on stderr how far it is."""
+    runs, total, metric = [], len(evaluation.asked.questions), METRICS[evaluation.asked.kind][0]
     for s in settings:
         rows: list[Prediction] = []
+        read, right = f"{s.passages} passages" + (f", {s.prune} to the end" if s.prune else ""), 0.0
+        report, known = Progress(f"{s.mode}, {read}:", 0, total, "questions"), len(evaluation.predictions)
         for row in evaluation.run(s):
             rows.append(row)
-            if len(rows) % 100 == 0:
-                metric = METRICS[evaluation.asked.kind][0]
-                right = 100 * sum(r[metric] for r in rows) / len(rows)
-                read = f"{s.passages} passages" + (f", {s.prune} to the end" if s.prune else "")
-                print(f"{s.mode}, {read}: {len(rows)}/{total}, {metric} {right:.1f}", file=sys.stderr)
+            right, made = right + row[metric], len(evaluation.predictions)
+            report.first += made == known  # a prediction of an earlier run tells nothing of the rate
+            report.more, known = f"{metric} {100 * right / len(rows):.1f}", made
+            report(1)
+        report.show(last=True)
         kept = bytes_per_token(s, evaluation.evidence.store)
         answered, rest = ([r for r in rows if bool(r["answers"]) is has] for has in (True, False))
         runs.append(Run(s.reader.name, s.weights, s.mode, s.passages, kept, answered, s.prune, s.more, rest))
@@ -319,13 +333,15 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         evidence = Evidence(whole.questions, counts[-1], store, options.retriever)
         evidence.check()
         check_readers(settings, asked, evidence)
+        if store is not None and (note := read_anew(settings, store)):
+            say(f"note: {note}")
         shared = {
             "task": asked.task, "dtype": options.dtype, "max_new_tokens": options.max_new_tokens, "reader": weights,
             "store": None if store is None else store.manifest.content_hash[:16],
         }  # fmt: skip
         predictions = stack.enter_context(Predictions(Path(options.out) if options.out else None, shared))
         if len(predictions):
-            print(f"{options.out}: going on after {len(predictions)} predictions", file=sys.stderr)
+            say(f"{options.out}: going on after {len(predictions)} predictions")
         runs = run_all(Evaluation(whole, evidence, predictions, options.max_new_tokens), settings)
         ranks = evidence.ranks() if store is not None and asked.kind == "question" and evidence.has_texts() else None
     return {

@@ -15,13 +15,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from btr import __version__
 from btr.command import Parser, check_least, run_command
 from btr.corpus import Passage
 from btr.corpus.statistics import CHANGED, Corpus, Survey
 from btr.errors import InputError
+from btr.precompute.estimate import expected_bytes
 from btr.precompute.shards import Job, Source, jobs, measure, write_shards
 from btr.progress import Progress, duration, say
 from btr.reader import DTYPES, Reader
@@ -29,10 +28,8 @@ from btr.retrieve.bm25 import BM25Writer
 from btr.retrieve.dense.build import Embedding
 from btr.retrieve.dense.quantize import MOST_CODES
 from btr.retrieve.fusion import DENSE
-from btr.storage import Building, Encoded, Manifest, Settings, Shard, StoreError
-from btr.storage.codebook import Codebook
-from btr.storage.manifest import MANIFEST
-from btr.storage.record import encode_records
+from btr.storage import Building, Manifest, Settings, Shard, StoreError
+from btr.storage.manifest import MANIFEST, store_command
 
 SHARD_PASSAGES = 65_536
 INDEXED = 1024  # passages indexed at a time
@@ -99,7 +96,8 @@ def check_target(path: Path, overwrite: bool) -> None:
     if os.path.lexists(path) and not (path / MANIFEST).is_file():
         raise InputError(f"{path} exists and is not a store; give another --store")
     if path.exists() and not overwrite:
-        raise InputError(f"{path} exists; give another --store, or --overwrite to replace it")
+        way = store_command("upsert", path, "CORPUS")
+        raise InputError(f"{path} exists; give another --store, or bring in what is new with: {way}; or --overwrite it")
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; make it, or give another --store")
     try:
@@ -109,33 +107,13 @@ def check_target(path: Path, overwrite: bool) -> None:
         raise InputError(f"{path}: cannot write to {path.parent} ({error.strerror}); give another --store") from error
 
 
-def expected_bytes(
-    settings: Settings, reader: Reader, sample: list[Passage], text: bool, indexed: bool, beside: int = 0
-) -> int:
-    """Estimate the bytes of a passage in the store, from records without signs; an index weighs about as its text.
-
-    beside: bytes of a passage in the dense index.
-    """
-    ids, _ = reader.passage_ids([(passage.title, passage.text) for passage in sample])
-    tokens = np.concatenate([np.array(row, np.uint32) for row in ids])
-    names, titles, texts = zip(*((p.id, p.title, p.text if text else "") for p in sample), strict=True)
-    encoded = Encoded(
-        settings.fingerprint, settings.D, names, titles, texts, np.array([len(row) for row in ids], np.int32), tokens,
-        np.ones(len(tokens), np.float16), np.zeros((len(tokens), -(-settings.D // 64)), np.uint64),
-    )  # fmt: skip
-    records = encode_records(encoded, settings, Codebook.learn(encoded, settings.vocab_size))
-    total = sum(map(len, records)) + len(tokens) // 3  # scales: a few bits each
-    total += sum(2 * len(passage.id.encode()) + indexed * len(passage.text.encode()) for passage in sample)
-    return int(1.01 * total / len(sample)) + 32 + beside  # pages of LMDB that are not full; the index of ids
-
-
-def check_disk(folder: Path, building: Path, per_passage: int, passages: int) -> None:
+def check_disk(folder: Path, building: Path, expected: int, passages: int) -> None:
     """Print the bytes to expect.
 
     Raises:
         InputError: the disk has not the room for what an interrupted run has not written yet.
     """
-    free, expected = shutil.disk_usage(folder).free, passages * per_passage
+    free = shutil.disk_usage(folder).free
     say(f"{passages:,} passages, about {expected:,} bytes expected, {free:,} are free")
     if expected - disk_bytes(building) > free:
         raise InputError(
@@ -299,14 +277,14 @@ def build(
 
 
 def estimate(
-    options: argparse.Namespace, reader: Reader, survey: Survey, settings: Settings, per_passage: int, folder: Path
+    options: argparse.Namespace, reader: Reader, survey: Survey, settings: Settings, expected: int, folder: Path
 ) -> dict[str, object]:
     """Say what the run would take, from how fast a sample is written here."""
     rates = measure(reader, survey.sample, settings, not options.no_text)
     size, rate = rates.size, rates.whole
     tokens = int(size * survey.passages)
     seconds = tokens / rate
-    expected, free = per_passage * survey.passages, shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free
     say(f"sample of {len(survey.sample)} passages: {size:.0f} tokens each, {rate:,.0f} tokens/s with all cores here")
     say(f"that is {rate / rates.encoder:.2f} of what the reader's lower layers alone do in turn with it")
     if expected > free:
@@ -333,13 +311,14 @@ def precompute(options: argparse.Namespace) -> dict[str, object]:
     survey = corpus.survey(path.parent)
     settings = describe(options, reader, survey.hash)
     say(f"{options.corpus} -> {path}: reader {reader.name} ({reader.fingerprint}), k {settings.k}, D {settings.D}")
-    beside = 0 if embedding is None else embedding.bytes
-    per_passage = expected_bytes(settings, reader, survey.sample, not options.no_text, not options.no_index, beside)
+    text, indexed = not options.no_text, not options.no_index
+    expected = expected_bytes(settings, reader, survey.sample, survey.passages, text, indexed, embedding)
     if options.dry_run:
-        return estimate(options, reader, survey, settings, per_passage, path.parent)
-    check_disk(path.parent, path.with_name(f"{path.name}.building"), per_passage, survey.passages)
+        return estimate(options, reader, survey, settings, expected, path.parent)
+    check_disk(path.parent, path.with_name(f"{path.name}.building"), expected, survey.passages)
     resume = not options.no_resume
     with Building.create_or_resume(path, settings, resume=resume, overwrite=options.overwrite) as building:
+        per_passage = expected // survey.passages
         manifest = build(options, reader, embedding, corpus, survey, building, per_passage)
     seconds = round(time.monotonic() - began, 1)
     counts = {"passages": manifest.passages, "tokens": manifest.tokens}

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from btr.model.config import Mode
 from btr.model.decoding import Generation
+from btr.words import readable
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,8 @@ def read_off(
     evidence = np.array([part.sum() for part in token_evidence], np.float32)
     evidence /= max(float(evidence.sum()), 1e-12)
     read = [n for n, length in enumerate(memory.lengths) if length]
-    text = surface(tokenizer.decode(list(tokens)), [memory.passages[n] for n in read], evidence[read])
+    texts = [(memory.passages[n], len(memory.ids[n])) for n in read]
+    parts = [(readable(title, length), readable(text, length)) for (title, text), length in texts]
+    text = surface(tokenizer.decode(list(tokens)), parts, evidence[read])
     score = float(generation.log_probability[b, :steps].mean())
     return Answer(text, score, mode, dict(timings), tokens, evidence, token_evidence, read=len(read))

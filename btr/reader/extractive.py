@@ -17,7 +17,7 @@ from btr.model.layout import MergedRows
 from btr.model.span import SpanReader
 from btr.reader.answer import Answer, Memory, Span, Stopwatch
 from btr.reader.rows import BertRows
-from btr.words import end_of_letter
+from btr.words import end_of_letter, readable
 
 SHORT = 16  # tokens
 LEAST = -100.0  # the least score, and logits, that of passages without a token to point at
@@ -101,15 +101,18 @@ class Extractive(BertRows):
     def _quote(self, held: Memory, where: Pointable, a: int, b: int) -> tuple[str, tuple[int, ...], Span | None]:
         """Return tokens a..b of the texts as they are written, their ids, and where they stand.
 
-        A text that was not kept is decoded, and stands nowhere.
+        A text that was not kept is decoded, from the beginning of a word on, and stands nowhere.
         """
         n = int(where.passage[a])
         start, stop = int(where.tokens[a]), int(where.tokens[b]) + 1
         tokens = held.ids[n][start:stop].tolist()
-        text, begun = held.passages[n][1], int(where.starts[n])
+        text, begun = readable(held.passages[n][1], self.model.config.max_passage_tokens), int(where.starts[n])
         offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
         if stop - begun > len(offsets):
-            return self.tokenizer.decode(tokens).removeprefix("##"), tuple(tokens), None  # may begin within a word
+            while start > begun and (self.tokenizer.id_to_token(int(held.ids[n][start])) or "").startswith("##"):
+                start -= 1  # a span may begin within a word, an answer does not
+            tokens = held.ids[n][start:stop].tolist()
+            return self.tokenizer.decode(tokens).removeprefix("##"), tuple(tokens), None
         span = Span(n, offsets[start - begun][0], end_of_letter(text, offsets[stop - begun - 1][1]))
         return text[span.start : span.end], tuple(tokens), span
 

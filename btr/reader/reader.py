@@ -34,7 +34,7 @@ from btr.reader.expansion import known, read_later, rebuilt
 from btr.reader.extractive import Extractive
 from btr.reader.generative import BertGenerative, Generative
 from btr.reader.passages import PassageText, titled
-from btr.reader.refusals import check_encoded, check_merge, check_mode, check_prune, check_threshold
+from btr.reader.refusals import check_encoded, check_merge, check_mode, check_prune, check_question, check_threshold
 from btr.storage.encoded import Encoded
 
 DEFAULT_READER = Path(__file__).parents[1] / "default_reader"
@@ -171,13 +171,11 @@ class Reader:
         Raises:
             InputError: blank, or longer than the reader's limit.
         """
-        if not question.strip():
-            raise InputError("the question is blank; ask something")
-        ids = self._text.question_ids(question.strip())
-        if len(ids) > self.config.max_question_tokens:
-            raise InputError(
-                f"the question has {len(ids)} tokens, this reader reads {self.config.max_question_tokens}; shorten it"
-            )
+        question, most = question.strip(), self.config.max_question_tokens
+        check_question(question, most)
+        ids = self._text.question_ids(question)
+        if len(ids) > most:
+            raise InputError(f"the question has {len(ids)} tokens, this reader reads {most}; shorten it")
         return ids
 
     def passage_ids(self, passages: Sequence[tuple[str, str]]) -> tuple[list[list[int]], int]:

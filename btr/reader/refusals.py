@@ -5,6 +5,7 @@ from btr.model.config import MODES, Mode, ReaderConfig
 from btr.model.kinds import Model
 from btr.model.merge import Schedule
 from btr.storage.encoded import Encoded
+from btr.words import WIDEST
 
 
 def check_mode(mode: Mode, config: ReaderConfig) -> None:
@@ -61,3 +62,12 @@ def check_prune(model: Model, prune: int, name: str) -> None:
             f"reader {name} has no skim.safetensors fitted to its weights, so it cannot prune; make it with: "
             "python -m btr.train skim --reader FOLDER --questions FILE"
         )
+
+
+def check_question(question: str, most: int) -> None:
+    """Raise InputError for a question that is empty, or too long to be made of `most` tokens."""
+    if not question:
+        raise InputError("the question is blank; ask something")
+    if len(question) > WIDEST * most:
+        size = f"{len(question)} characters"
+        raise InputError(f"the question has {size}, this reader reads {most} tokens; shorten it")

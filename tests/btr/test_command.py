@@ -56,6 +56,17 @@ def test_parsers_of_subcommands_take_whole_names_too() -> None:
         made.parse_args(["one", "--lim", "1"])
 
 
+def test_home_is_found_where_no_shell_puts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    made = Parser()
+    added = made.add_subparsers().add_parser("one")
+    for name in ("path", "--store", "--out", "--word"):
+        added.add_argument(name)
+    found = made.parse_args(["one", "~/a.jsonl", "--store=~/s.btr", "--out", "~", "--word=a~/b"])
+    assert vars(found) == {"path": "/home/ada/a.jsonl", "store": "/home/ada/s.btr", "out": "/home/ada", "word": "a~/b"}
+    assert Parser().parse_known_args(["~ada/x", "x=~/y"])[1] == ["~ada/x", "x=~/y"]
+
+
 def test_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--json .*: is a folder; give the name of a file"):
         check_file("--json", str(tmp_path))

@@ -1,9 +1,11 @@
 """The one entry point: what it prints, what it hands on, and what it leaves alone."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -87,3 +89,16 @@ def test_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         run_command(stop)
     assert left.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("call", ["-m btr", "-m btr.store", "-m btr.precompute", "-m btr.bench", "-c import\tbtr"])
+def test_system_without_flock_is_told_in_one_line(call: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['fcntl'] = None\n")
+    line = [sys.executable, *(word.replace("\t", " ") for word in call.split(" ")), "--help"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    cause = "btr needs Linux or macOS: its stores use flock; on Windows use WSL\n"
+    if call.startswith("-m"):
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {cause}")
+    else:  # a library does not end the process
+        assert done.stderr.endswith(f"\nImportError: {cause}")

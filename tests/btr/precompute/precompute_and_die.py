@@ -67,14 +67,20 @@ def run(request: dict[str, Any], out: str, err: str) -> NoReturn:
     for target, stream in ((out, 1), (err, 2)):
         os.dup2(os.open(target, os.O_WRONLY | os.O_CREAT), stream)
     os.chdir(request["cwd"])
-    for key, act in (("die", die), ("fail", fail)):
-        if key in request:
-            patch(*request[key], act)
-    if "free" in request:
-        shutil.disk_usage = lambda path: SimpleNamespace(free=request["free"])
-    if "file_limit" in request:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
-    code = 1
+    estimate, code = precompute.expected_bytes, 1
+
+    def arm(*given: Any) -> int:
+        expected = estimate(*given)  # what it writes for a moment is no part of the run
+        for key, act in (("die", die), ("fail", fail)):
+            if key in request:
+                patch(*request[key], act)
+        if "free" in request:
+            shutil.disk_usage = lambda path: SimpleNamespace(free=request["free"])
+        if "file_limit" in request:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
+        return expected
+
+    precompute.expected_bytes = arm
     try:
         code = precompute.main(request["argv"])
     finally:

@@ -257,7 +257,7 @@ def test_half_an_index_goes_when_none_is_wanted(run: Run, tmp_path: Path) -> Non
 def test_old_store_stays_until_the_new_one_is_whole(run: Run, whole: SimpleNamespace, tmp_path: Path) -> None:
     assert run("--limit", "9").code == 0
     old = manifest(tmp_path / "made.btr")
-    assert_refused(run(), "made.btr exists; give another --store, or --overwrite")
+    assert_refused(run(), "btr.store upsert")
     assert run("--overwrite", die=("btr.storage:Building.finish", 1)).code == -signal.SIGKILL
     assert manifest(tmp_path / "made.btr") == old
     assert run("--overwrite").code == 0
