@@ -22,8 +22,9 @@ from numpy.typing import ArrayLike, NDArray
 from btr.kernels.matrices import Attention, Matrix, Norm, plain
 
 __all__ = [
-    "Attention", "Matrix", "Norm", "backend", "expand", "feed", "hamming", "look", "look_up", "max_similarity",
-    "multiply", "multiply_back", "nearest", "nearest_k", "pack", "recall", "scale_rows", "unpack", "use",
+    "Attention", "Matrix", "Norm", "backend", "cross_attend", "expand", "feed_forward", "hamming", "look_up",
+    "max_similarity", "multiply", "multiply_back", "nearest", "nearest_k", "pack", "scale_rows", "self_attend",
+    "unpack", "use",
 ]  # fmt: skip
 
 _MODULES = {"numba": "btr.kernels.jit", "numpy": "btr.kernels.reference"}
@@ -183,38 +184,38 @@ def multiply_back(matrix: Matrix, x: NDArray[np.float32], groups: int = 1, threa
     return out
 
 
-def recall(
+def self_attend(
     row: NDArray[np.float32], norm: Norm, attention: Attention, keys: NDArray[np.float32],
     values: NDArray[np.float32], bias: NDArray[np.float32], t: int, threads: int = 1,
 ) -> None:  # fmt: skip
     """Add to a row (D,) what its heads find in it and the t rows before it: a decoder's self-attention with its norm.
 
     keys and values (H, S, d), which are filled at t; bias (H, S, S); all float32. Not checked: matrices that fit each
-    other are the caller's care, here and in `look` and `feed`. Threads and rounding as in `multiply`.
+    other are the caller's care, here and in `cross_attend` and `feed_forward`. Threads and rounding as in `multiply`.
     """
-    _kernels().recall(row, norm, attention, keys, values, bias, t, threads)
+    _kernels().self_attend(row, norm, attention, keys, values, bias, t, threads)
 
 
-def look(
+def cross_attend(
     row: NDArray[np.float32], norm: Norm, q: Matrix, o: Matrix, keys: NDArray[np.uint16], values: NDArray[np.uint16],
-    bias: NDArray[np.float32], looked: NDArray[np.float32], threads: int = 1,
+    bias: NDArray[np.float32], attended: NDArray[np.float32], threads: int = 1,
 ) -> None:  # fmt: skip
-    """Add to a row (D,) what its heads find in a memory, and to looked (M,) their weights there, averaged over heads.
+    """Add to a row (D,) what its heads find in a memory, and to attended (M,) their weights there, averaged over heads.
 
-    keys and values (H, M, d) are bfloat16 patterns, bias (M,) float32; else as `recall`.
+    keys and values (H, M, d) are bfloat16 patterns, bias (M,) float32; else as `self_attend`.
     """
-    _kernels().look(row, norm, q, o, keys, values, bias, looked, threads)
+    _kernels().cross_attend(row, norm, q, o, keys, values, bias, attended, threads)
 
 
-def feed(
+def feed_forward(
     row: NDArray[np.float32], norm: Norm, wi: Matrix, wo: Matrix, gate: Matrix | None, table: NDArray[np.float32],
     threads: int = 1,
 ) -> None:  # fmt: skip
     """Add to a row (D,) its feed-forward with its norm: wo of wi's ReLU, or of wi times an activation of the gate.
 
-    table (65536,) has the activation of every bfloat16, to which what the gate gives is rounded; else as `recall`.
+    table (65536,) has the activation of every bfloat16, to which what the gate gives is rounded; else as `self_attend`.
     """
-    _kernels().feed(row, norm, wi, wo, gate, table, threads)
+    _kernels().feed_forward(row, norm, wi, wo, gate, table, threads)
 
 
 def hamming(a: ArrayLike, b: ArrayLike) -> NDArray[np.int32]:

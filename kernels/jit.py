@@ -16,11 +16,11 @@ from btr.kernels.compiled import Array, alone, bits_of, compiled, ctpop, njit_, 
 from btr.kernels.elementwise import look_up, scale_rows
 from btr.kernels.late import max_similarity
 from btr.kernels.row import multiply, multiply_back
-from btr.kernels.sublayer import feed, look, recall
+from btr.kernels.sublayer import cross_attend, feed_forward, self_attend
 
 __all__ = [
-    "expand", "expand_bfloat16", "feed", "hamming", "look", "look_up", "max_similarity", "multiply", "multiply_back",
-    "nearest", "nearest_k", "pack", "recall", "scale_rows", "unpack",
+    "cross_attend", "expand", "expand_bfloat16", "feed_forward", "hamming", "look_up", "max_similarity", "multiply",
+    "multiply_back", "nearest", "nearest_k", "pack", "scale_rows", "self_attend", "unpack",
 ]  # fmt: skip
 
 GRAIN = 64  # rows of a per task of a parallel loop
