@@ -1,4 +1,4 @@
-"""Write the table of the server's settings into docs/serve.md, from the settings themselves: python docs/settings_table.py"""
+"""Write the table of the server's settings into docs/serve.md: python docs/settings_table.py"""
 
 import re
 from pathlib import Path
