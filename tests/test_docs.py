@@ -59,7 +59,7 @@ def test_dead_link_is_seen(tmp_path: Path) -> None:
 
 
 def test_every_page_is_in_the_menu() -> None:
-    menu = re.findall(r"^ +- ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    menu = re.findall(r"^ +- (?:\w+: )?([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(menu) == sorted(page.name for page in DOCS.glob("*.md"))
 
 
