@@ -13,8 +13,8 @@ BEGIN, END = "<!-- settings: written by docs/settings_table.py -->\n", "<!-- end
 
 
 def table() -> str:
-    """Return a row for each setting: flag, variable in the environment, default, what it is."""
-    rows = ["| flag | environment | default | what it is |", "|---|---|---|---|"]
+    """Return a row for each setting: flag, default, what it is."""
+    rows = ["| setting | default | what it is |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         flag = "STORE" if name == "store" else "--" + name.replace("_", "-")
         plain = f"{field.default:g}" if isinstance(field.default, float) else str(field.default).lower()
@@ -22,7 +22,7 @@ def table() -> str:
         said = field.description or ""
         if choices := [str(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]:
             said += ": " + ", ".join(f"`{choice}`" for choice in choices)
-        rows.append(f"| `{flag}` | `BTR_{name.upper()}` | {value} | {said} |")
+        rows.append(f"| `{flag}` | {value} | {said} |")
     return "\n".join(rows) + "\n"
 
 
