@@ -277,8 +277,8 @@ def draw_phases(groups: Groups) -> str:
     draw_bars(sheet, 360, list(zip(labels, groups["speed-shipped"], strict=True)), 0.247 / 480)
     return sheet.finish(
         "Machine B (Intel Xeon with AMX, 2 cores, no GPU); bfloat16. Medians of 3 (T5-base, k = 9 of 12) and of 15"
-        " (shipped reader, k = 1 of 6). load: tokens, the store, bits to states; look: choosing four passages. The phases"
-        " of transformers are not told apart."
+        " (shipped reader, k = 1 of 6). load: tokens, the store, bits to states; look: choosing four passages. The"
+        " phases of transformers are not told apart."
     )
 
 
