@@ -50,7 +50,7 @@ format: $(VENV)/installed-dev  ## rewrite the code as `make check` wants it
 bench: $(VENV)/installed corpus.btr  ## measure speed and size on this machine
 	$(BIN)/python -m btr.bench
 
-docs: $(VENV)/installed-docs  ## build the documentation into site/; a dead link or anchor is an error
+docs: $(VENV)/installed-docs  ## build the documentation into site/; a dead link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 corpus.btr: | $(VENV)/installed
