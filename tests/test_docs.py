@@ -1,11 +1,14 @@
 """The documentation is true to the code: the table of settings, the errors that it quotes, where its links lead."""
 
 import ast
+import importlib
 import importlib.util
+import pkgutil
 import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -72,6 +75,17 @@ def test_table_of_settings_is_current() -> None:
     assert "| `--keys-file` |" in text and "| `--editable` | `false` |" in text
     assert module.fill(text) == text, "docs/serve.md is behind; run: python docs/settings_table.py"
     assert module.fill(text.replace("| `--keys-file` |", "| `--old` |")) == text
+
+
+@pytest.mark.parametrize("room", ["btr", "btr.reader", "btr.corpus", "btr.storage", "btr.kernels", "btr.serve"])
+def test_public_names_are_in_the_reference(room: str) -> None:
+    listed = re.findall(r"^::: (.+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    found = [pkgutil.resolve_name(name) for name in listed]  # a module stands for all that it defines
+    module = importlib.import_module(room)
+    public = {name: getattr(module, name) for name in module.__all__ if name != "main"}
+    defined = {name: what for name, what in public.items() if isinstance(what, type | FunctionType)}
+    assert defined
+    assert [name for name, what in defined.items() if what not in found and what.__module__ not in listed] == []
 
 
 def read_literals(source: str) -> Iterator[str]:
