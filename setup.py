@@ -79,6 +79,7 @@ setup(
             "setuptools>=77",
         ],  # a test builds the wheel
         "dev": ["ruff>=0.15", "mypy>=1.18", "matplotlib>=3.9"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
         # what else tests need that skip without it
         "all-tests": ["selenium>=4.20", "accelerate>=1.0", "ray>=2.40", "haystack-ai>=2.0"],
     },
