@@ -102,6 +102,7 @@ setup(
         "plots": ["matplotlib>=3.9"],
         "gpus": ["accelerate>=1.0"],
         "ray": ["ray>=2.40"],
+        "mcp": ["mcp>=2.0"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.5",
@@ -112,7 +113,7 @@ setup(
         ],  # a test builds the wheel
         "dev": ["ruff>=0.15", "mypy>=1.18", "matplotlib>=3.9"],
         # what else tests need that skip without it
-        "all-tests": ["selenium>=4.20", "accelerate>=1.0", "ray>=2.40", "haystack-ai>=2.0"],
+        "all-tests": ["selenium>=4.20", "accelerate>=1.0", "ray>=2.40", "haystack-ai>=2.0", "mcp>=2.0"],
     },
     entry_points={"console_scripts": ["btr = btr.__main__:cli"]},
 )
