@@ -113,7 +113,15 @@ setup(
         ],  # a test builds the wheel
         "dev": ["ruff>=0.15", "mypy>=1.18", "matplotlib>=3.9"],
         # what else tests need that skip without it
-        "all-tests": ["selenium>=4.20", "accelerate>=1.0", "ray>=2.40", "haystack-ai>=2.0", "mcp>=2.0"],
+        "all-tests": [
+            "selenium>=4.20",
+            "accelerate>=1.0",
+            "ray>=2.40",
+            "mcp>=2.0",
+            "haystack-ai>=2.0",
+            "langchain-core>=1.0",
+            "llama-index-core>=0.14",
+        ],
     },
     entry_points={"console_scripts": ["btr = btr.__main__:cli"]},
 )
