@@ -121,6 +121,8 @@ setup(
             "haystack-ai>=2.0",
             "langchain-core>=1.0",
             "llama-index-core>=0.14",
+            "nbclient>=0.10",
+            "ipykernel>=6.29",
         ],
     },
     entry_points={"console_scripts": ["btr = btr.__main__:cli"]},
