@@ -127,7 +127,7 @@ def test_texts_name_extras_that_there_are(extra: str, unpacked: Path) -> None:
 
 def test_texts_install_the_package_by_its_own_name() -> None:
     """On the index `btr` is somebody else's."""
-    folders = (*ROOMS.values(), "bench", "docs", "examples", "notebooks", "tests")
+    folders = (*ROOMS.values(), "docs", "examples", "notebooks", "results", "tests")
     files = [*ROOT.iterdir(), *(file for folder in folders for file in (ROOT / folder).rglob("*"))]
     texts = [file for file in files if file.suffix in {".html", ".ipynb", ".md", ".py", ".sh", ".toml"}]
     named = re.compile(r"pip3? install (?:-\S+ )*['\"]?btr(?!-reader)\b")
