@@ -1,5 +1,6 @@
 """The examples, against a server with doubles.  Not run here: btr.service."""
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from btr.mcp.__main__ import parse as parse_mcp
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "examples"
@@ -92,6 +95,13 @@ for engine in (BTRQueryEngine(url={url!r}, top=2), BTRQueryEngine(url={url!r}, r
 """).splitlines()
     told = "{'citation': None, 'no_answer': None}"
     assert lines == [f"Ada Berg [('p2', 0.6), ('p3', 0.4)] {told}", f"Ada Berg [('own', 0.6)] {told}"]
+
+
+def test_mcp_configuration_starts_a_command_that_there_is() -> None:
+    [server] = json.loads((EXAMPLES / "mcp.json").read_text(encoding="utf-8"))["mcpServers"].values()
+    command, *words = server["args"]
+    assert (server["command"], command) == ("btr", "mcp")
+    assert parse_mcp(words).store == Path(words[0])
 
 
 def test_load(url: str) -> None:
