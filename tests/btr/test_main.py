@@ -80,6 +80,15 @@ def test_closed_pipe_is_no_error() -> None:
     assert done.stderr == "" and done.returncode in (0, 141)  # 0: all was written before the pipe closed
 
 
+def test_pipe_that_closes_amid_the_work_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: object, *_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("btr.storage.Store.open", closed)
+    with pytest.raises(BrokenPipeError):
+        main(["store", "info", "s.btr"])
+
+
 def test_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def stop() -> int:
         raise KeyboardInterrupt
