@@ -57,7 +57,7 @@ corpus.btr: | $(VENV)/installed
 	$(BIN)/python -m btr.precompute corpus
 
 clean:  ## remove what was built, and the sample store; rm -rf .venv starts the environment afresh
-	rm -rf build dist site btr.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis corpus.btr corpus.btr.building
+	rm -rf build dist site btr_reader.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis corpus.btr corpus.btr.building
 	find $(ROOMS) tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list

@@ -14,7 +14,7 @@ import btr
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"btr": "btr", "btr.kernels": "kernels", "btr.storage": "storage", "btr.train": "train"}
 MAX_LINES = 400
-USERS = ("plots", "gpus", "ray")  # extras for who uses the package, not for who tests it
+USERS = ("plots", "gpus", "ray", "mcp")  # extras for who uses the package, not for who tests it
 
 HALL = {f"btr.{name}" for name in ("errors", "progress", "metrics", "words", "command")}  # for every room but two
 # room: what it may import of ours, beside itself and the hall
@@ -30,6 +30,7 @@ MAY = {
     "btr.eval": "storage model reader corpus retrieve",
     "btr.bench": "kernels storage model reader corpus eval.plots",
     "btr.serve": "storage model reader corpus retrieve store",
+    "btr.mcp": "storage model.config serve",  # the shared way to load, check, answer and search
     "btr.train": "storage.errors model reader corpus retrieve eval",
 }
 ALONE = {"btr.kernels", "btr.storage"}  # not even the hall: they can be taken out of the house

@@ -11,6 +11,7 @@ Passages (`read_passages`):
                 names; or a data set of Hugging Face's as `save_to_disk` writes it
     a data set  `owner/name`, `owner/name:configuration` or `owner/name:configuration:split` on the Hugging Face hub,
                 whose rows have one of the forms above
+    `sample`    the sample corpus that comes with the package
 Questions (`read_questions`):
     Atlas, FiD  {"id"?, "question", "answers", "ctxs"? or "passages"?: [{"id"?, "title"?, "text", "is_gold"?}, ...]}
     DPR         the same, with "positive_ctxs", "negative_ctxs" and "hard_negative_ctxs"
@@ -22,6 +23,7 @@ Questions (`read_questions`):
     BEIR        {"_id", "text"}                             no answers
     DPR         tab-separated, `question`, `['answer', ...]`
     a folder    holding `questions.jsonl`, or BEIR's `queries.jsonl`
+    `sample`    the questions of the sample corpus
 
 JSON comes as one object a line, as objects over several lines, or as one array; Parquet is read too. Files may be
 compressed by gzip, bzip2, xz or zstd. Memory does not grow with the file. Text is taken as it stands; only the spaces
@@ -39,6 +41,7 @@ from btr.corpus.answer_lists import looks_like_list, parse_answers, unquote
 from btr.corpus.contexts import answer_text, contexts, squad_questions
 from btr.corpus.hub import read_hub, read_saved
 from btr.corpus.records import Line, Record, open_records
+from btr.corpus.sample import locate
 from btr.errors import InputError
 from btr.words import count_words, spans_of
 
@@ -102,7 +105,7 @@ def read_passages(
         InputError: not found, damaged, malformed, of no known format, or without a single passage.
     """
     tally = Tally() if tally is None else tally
-    name = os.fspath(path)
+    name = locate(os.fspath(path))
     found = (piece for passage in _whole_passages(name, tally) for piece in _cut(passage, words, tally))
     count = 0
     for passage in itertools.islice(found, limit):
@@ -257,7 +260,7 @@ def read_questions(
         InputError: not found, damaged, malformed, of no known format, or without a single question.
     """
     tally = Tally() if tally is None else tally
-    name = os.fspath(path)
+    name = locate(os.fspath(path))
     file = _known_file(name, QUESTION_FILES) if os.path.isdir(name) else name
     if file is None:
         wanted = " or ".join(QUESTION_FILES)

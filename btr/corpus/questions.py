@@ -21,6 +21,7 @@ from typing import Any, Literal
 from btr.corpus.hub import read_hub
 from btr.corpus.passages import SUFFIXES, Passage, Question, read_questions
 from btr.corpus.records import Record, open_records
+from btr.corpus.sample import SAMPLE
 from btr.corpus.tasks import fever_label, fever_question, mmlu_question
 from btr.errors import InputError
 
@@ -107,7 +108,7 @@ def query(question: Question) -> str:
 
 def _check_path(task: str) -> None:
     """Refuse a name that is no file's, guessing at the task meant."""
-    if os.path.exists(task) or "/" in task or "." in task:
+    if os.path.exists(task) or "/" in task or "." in task or task == SAMPLE:
         return
     near = difflib.get_close_matches(task, TASKS, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"tasks: {', '.join(TASKS)}"

@@ -42,7 +42,11 @@ def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     main = Parser(prog="btr eval", description="Score a reader's answers, with 95 % bootstrap intervals.")
     add = main.add_argument
-    add("task", metavar="TASK", help=f"{', '.join(TASKS)}; or a file of questions with answers, in any known format")
+    add(
+        "task",
+        metavar="TASK",
+        help=f"{', '.join(TASKS)}, sample; or a file of questions with answers, in any known format",
+    )
     add("--data", metavar="PATH", help="a named task's file, or a folder of tasks; default: the Hugging Face hub")
     add("--reader", metavar="R", help="reader folder or hub id; default: the reader shipped with btr")
     add("--store", metavar="S", help="read the best passages of this store; without it, those a question comes with")

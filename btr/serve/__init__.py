@@ -41,8 +41,9 @@ def check(settings: Settings) -> Keys:
         raise InputError(f"--top is {top}, over --max-passages, {settings.max_passages}")
     keys = Keys.read(settings.keys_file)
     if not path.exists() and not path.with_name(f"{path.name}.building").exists():
-        make = "corpus" if path == Path(DEFAULT_STORE) else f"CORPUS --store {shlex.quote(str(path))}"
-        raise InputError(f"no store at {path}; make it with: python -m btr.precompute {make}")
+        make = f"python -m btr.precompute CORPUS --store {shlex.quote(str(path))}"
+        sample = " (CORPUS: your files, or sample)" if path == Path(DEFAULT_STORE) else ""
+        raise InputError(f"no store at {path}; make it with: {make}{sample}")
     store = Store.open(path)
     if settings.editable and not os.access(path, os.W_OK):
         raise InputError(f"--editable: {path} cannot be written to; change its owner or rights, or serve without")

@@ -292,6 +292,22 @@ class Service:
         passages = tuple(Passage(*row) for row in zip(encoded.ids, encoded.titles, encoded.texts, strict=True))
         return Chosen(passages, encoded, hits[1] if hits else None, timings)
 
+    def search(self, query: str, top: int) -> list[tuple[Passage, float]]:
+        """Return the `top` passages of the store that match a query best, and their scores.
+
+        Raises:
+            RequestError: the query is at fault, or a passage cannot be read.
+        """
+        request, library = AnswerRequest(question=query, top_k=top), self.library
+        self.check(request)
+        try:
+            chosen = self._choose(library, request)
+        except StoreError as error:
+            raise broken(error) from error
+        scores = chosen.scores
+        assert scores is not None
+        return list(zip(chosen.passages, scores.tolist(), strict=True))
+
     def _search(self, library: Library, request: Evidence) -> Hits:
         if library.index is None:
             raise RequestError(400, "the store has no index to search; send ids or passages", "no_index")

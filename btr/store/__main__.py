@@ -295,6 +295,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = parse(argv)
         return int(arguments.run(arguments))
+    except BrokenPipeError:
+        raise  # the reader of a pipe has had enough
     except (InputError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ABBREVIATED = (
     "precompute corpus.jsonl --lim 1",
     "serve s.btr --por 0",
+    "mcp s.btr --read x",
     "store latency s.btr --pass 1",
     "train reader --out run --steps 1 --conf default",
     "train tokenizer --text t --out o --siz 9",

@@ -36,7 +36,7 @@ def test_no_command_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "hint"),
-    [("serv", "did you mean 'serve'?"), ("xyzzy", "there are: precompute, serve, store, train, retrieve, eval, bench")],
+    [("serv", "did you mean 'serve'?"), ("xyzzy", f"there are: {', '.join(COMMANDS)}")],
 )
 def test_unknown_command_is_bad_input(typed: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([typed]) == 2
@@ -80,6 +80,15 @@ def test_closed_pipe_is_no_error() -> None:
         ["bash", "-c", f"set -o pipefail; {sys.executable} -m btr --help | true"], capture_output=True, text=True
     )
     assert done.stderr == "" and done.returncode in (0, 141)  # 0: all was written before the pipe closed
+
+
+def test_pipe_that_closes_amid_the_work_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: object, *_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("btr.storage.Store.open", closed)
+    with pytest.raises(BrokenPipeError):
+        main(["store", "info", "s.btr"])
 
 
 def test_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

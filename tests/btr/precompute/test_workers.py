@@ -173,7 +173,7 @@ def test_a_dry_run_needs_but_a_passage(tmp_path: Path, reader_folder: Path, caps
 
 def test_ray_comes_to_the_same_store(folder: Path, command: Callable[..., list[str]], content: str) -> None:
     """On a cluster of one machine, in a process of its own: Ray's threads and warnings are not for the suite."""
-    pytest.importorskip("ray", reason="an optional extra: pip install 'btr[ray]'", exc_type=ImportError)
+    pytest.importorskip("ray", reason="an optional extra: pip install 'btr-reader[ray]'", exc_type=ImportError)
     argv = [sys.executable, "-m", "btr.precompute"]
     argv += command("ray", "--engine", "ray", "--workers", "2", "--no-index")
     done = subprocess.run(argv, capture_output=True, text=True, timeout=WAIT)

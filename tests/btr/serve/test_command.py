@@ -63,9 +63,10 @@ def complaint(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def test_missing_store_says_how_to_make_it(complaint: Complaint) -> None:
-    assert complaint() == "error: no store at corpus.btr; make it with: python -m btr.precompute corpus\n"
-    cure = "python -m btr.precompute CORPUS --store 'my store'"
-    assert complaint("my store") == f"error: no store at my store; make it with: {cure}\n"
+    make = "make it with: python -m btr.precompute CORPUS --store"
+    where = "(CORPUS: your files, or sample)"
+    assert complaint() == f"error: no store at corpus.btr; {make} corpus.btr {where}\n"
+    assert complaint("my store") == f"error: no store at my store; {make} 'my store'\n"
 
 
 @pytest.mark.parametrize(
