@@ -18,6 +18,7 @@ from btr import progress
 from btr.corpus import statistics as survey
 from btr.corpus.passages import Passage, Tally, read_passages
 from btr.precompute import __main__ as precompute
+from btr.precompute import run as making
 from btr.precompute import shards
 from btr.reader import Reader
 
@@ -42,9 +43,9 @@ def test_store_is_named_after_the_corpus(
     (tmp_path / "corpus").mkdir()
     for name in ("passages.jsonl", "wiki.2018.tsv.zst"):
         (tmp_path / "corpus" / name).touch()
-    assert precompute.default_store(corpus) == Path(store)
+    assert making.default_store(corpus) == Path(store)
     monkeypatch.chdir(tmp_path / "corpus")
-    assert precompute.default_store(".") == Path("corpus.btr")
+    assert making.default_store(".") == Path("corpus.btr")
 
 
 def test_terminal_gets_one_line_with_the_time_left(
@@ -105,8 +106,8 @@ def test_memory_holds_a_few_chunks_whatever_the_corpus(
     monkeypatch.setattr(shards, "CHUNK", 8)
     monkeypatch.setattr(survey, "SAMPLE", 5)
     monkeypatch.setattr(survey, "read_passages", read)
-    monkeypatch.setattr(precompute, "load", lambda options: tiny_reader)
-    monkeypatch.setattr(precompute, "INDEXED", 8)
+    monkeypatch.setattr(making, "load", lambda options: tiny_reader)
+    monkeypatch.setattr(making, "INDEXED", 8)
     assert precompute.main(["many", "--shard-passages", "150"]) == 0
     assert peak <= 2 * 8 + 2 * 5 + 2  # two chunks, the sample, and those on their way
 
