@@ -10,6 +10,7 @@ from btr.command import run_command
 
 # command: (module whose main(argv) runs it, what it does)
 COMMANDS = {
+    "ask": ("btr.ask.__main__", "answer questions at the terminal"),
     "precompute": ("btr.precompute.__main__", "read every passage of a corpus once and keep it as bits in a store"),
     "serve": ("btr.serve", "answer questions over HTTP from a store"),
     "store": ("btr.store.__main__", "look into a store, check it, or change it"),

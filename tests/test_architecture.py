@@ -27,6 +27,7 @@ MAY = {
     "btr.retrieve": "kernels storage model corpus",
     "btr.precompute": "storage model reader corpus retrieve",
     "btr.store": "storage reader corpus retrieve precompute",
+    "btr.ask": "storage model reader corpus retrieve precompute store",
     "btr.eval": "storage model reader corpus retrieve",
     "btr.bench": "kernels storage model reader corpus eval.plots",
     "btr.serve": "storage model reader corpus retrieve store",

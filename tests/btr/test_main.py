@@ -34,7 +34,10 @@ def test_no_command_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "hint"),
-    [("serv", "did you mean 'serve'?"), ("xyzzy", "there are: precompute, serve, store, train, retrieve, eval, bench")],
+    [
+        ("serv", "did you mean 'serve'?"),
+        ("xyzzy", "there are: ask, precompute, serve, store, train, retrieve, eval, bench"),
+    ],
 )
 def test_unknown_command_is_bad_input(typed: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([typed]) == 2
