@@ -67,6 +67,7 @@ setup(
         "prometheus-client>=0.20",
     ],
     extras_require={
+        "documents": ["markitdown[docx,pdf,pptx,xlsx]>=0.1.3"],
         "plots": ["matplotlib>=3.9"],
         "gpus": ["accelerate>=1.0"],
         "ray": ["ray>=2.40"],
@@ -80,7 +81,13 @@ setup(
         ],  # a test builds the wheel
         "dev": ["ruff>=0.15", "mypy>=1.18", "matplotlib>=3.9"],
         # what else tests need that skip without it
-        "all-tests": ["selenium>=4.20", "accelerate>=1.0", "ray>=2.40", "haystack-ai>=2.0"],
+        "all-tests": [
+            "selenium>=4.20",
+            "accelerate>=1.0",
+            "ray>=2.40",
+            "haystack-ai>=2.0",
+            "markitdown>=0.1.3",
+        ],
     },
     entry_points={"console_scripts": ["btr = btr.__main__:cli"]},
 )

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from btr.ask.show import Told, clean, describe
 from btr.command import Parser, check_least, run_command
@@ -135,7 +135,14 @@ def hush() -> None:
         sys.stdout.reconfigure(errors="replace")  # a letter that the terminal does not know is no reason to stop
 
 
-def _warn(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     if category.__module__.startswith("btr."):
         print(f"warning: {message}", file=sys.stderr)
 

@@ -20,6 +20,7 @@ from btr import __version__
 from btr.command import Parser, check_least
 from btr.corpus import Passage
 from btr.corpus.statistics import CHANGED, Corpus, Survey
+from btr.corpus.tally import Tally, complaints
 from btr.errors import InputError
 from btr.precompute.shards import Job, Source, jobs, measure, write_shards
 from btr.progress import Progress, duration, say
@@ -232,16 +233,18 @@ def index(passages: Iterator[Passage], folder: Path, total: int) -> None:
     report.show(last=True)
 
 
-def warn(manifest: Manifest, empty: int) -> None:
+def warn(manifest: Manifest, tally: Tally) -> None:
     """Print what a user should know of passages not taken as they stood."""
     limit = manifest.max_passage_tokens
     for count, what in (
-        (empty, "without text were skipped"),
+        (tally.empty, "without text were skipped"),
         (manifest.cut, f"of more than {limit} tokens were cut to {limit}"),
         (manifest.duplicates, "had the id of an earlier one and were skipped; ids must be unique"),
     ):
         if count:
             say(f"warning: {count:,} passages {what}")
+    for said in complaints(tally):
+        say(f"warning: {said}")
 
 
 def load(options: argparse.Namespace) -> Reader:
@@ -293,7 +296,7 @@ def build(
     else:
         embedding.write(building.building, lambda: stored(corpus, survey), shards)
     manifest = building.finish(shards, f"btr {__version__}", 0 if options.no_index else count)
-    warn(manifest, survey.empty)
+    warn(manifest, survey.tally)
     return manifest
 
 

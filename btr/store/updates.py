@@ -7,8 +7,9 @@ from pathlib import Path
 
 from bitarray import bitarray
 
-from btr.corpus.passages import Passage, divide
+from btr.corpus.pieces import Passage, divide
 from btr.corpus.statistics import Corpus
+from btr.corpus.tally import complaints
 from btr.errors import InputError
 from btr.precompute.shards import Job, Source, encode_chunk, jobs, write_shards
 from btr.progress import Progress, say
@@ -75,6 +76,8 @@ def bring(
         found.there = set() if replace else versions(corpus, reading)
         survey = corpus.survey(editor.path.parent, lambda passage: found.leaves_out(passage, reading, replace))
         gone = outdated(corpus, reading, found.replaced | found.same) if replace else []
+    for said in complaints(survey.tally):
+        say(f"warning: {said}")
     origin = ("add", survey.hash, survey.skip.tolist())
     count = -(-survey.passages // manifest.shard_passages)
     folders = editor.folders(count, *origin)
@@ -91,7 +94,7 @@ def bring(
         editor.forget()
     there, same = found.counts["there"], found.counts["same"]
     added = sum(shard.passages for shard in shards) - replaced
-    left = {"there": there, "same": same, "duplicates": len(survey.skip) - there - same, "empty": survey.empty}
+    left = {"there": there, "same": same, "duplicates": len(survey.skip) - there - same, "empty": survey.tally.empty}
     return {"added": added, "replaced": replaced, "deleted": len(gone), **left}
 
 

@@ -16,7 +16,9 @@ import pytest
 
 from btr import progress
 from btr.corpus import statistics as survey
-from btr.corpus.passages import Passage, Tally, read_passages
+from btr.corpus.passages import read_passages
+from btr.corpus.pieces import Passage
+from btr.corpus.tally import Tally
 from btr.precompute import __main__ as precompute
 from btr.precompute import run as making
 from btr.precompute import shards
