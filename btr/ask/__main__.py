@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -30,37 +32,49 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """
     parser = Parser(
         prog="btr ask",
-        description="Answer questions from a store. Without a question: those of standard input, one a line, or, at a "
-        "terminal, those that are typed.",
+        usage="btr ask [options] STORE|DOCUMENTS... [QUESTION]",
+        description="Answer questions from a store, or from documents: a folder or files, of which a store is made the "
+        "first time and kept. Without a question: those of standard input, one a line, or, at a terminal, those that "
+        "are typed.",
     )
     add = parser.add_argument
-    add("store", metavar="STORE", help="directory written by btr precompute")
-    add("question", metavar="QUESTION", nargs="?", help="what to ask; -: one question a line of standard input")
+    about = "a store, or a folder or files of documents; then what to ask (-: one question a line of standard input)"
+    add("words", metavar="STORE|DOCUMENTS... [QUESTION]", nargs="+", help=about)
     add("--json", action="store_true", help="print one JSON object a question, on a line")
     add("--passages", type=int, metavar="N", help="passages that are read a question; default: the reader's own number")
     add("--mode", choices=MODES, default="binary", help="how passages are read (default %(default)s)")
     add("--reader", metavar="R", help="folder or hub id of the reader; default: the store's own")
     add("--retriever", choices=KINDS, help="what finds the passages; default: what the store is searched with")
+    add("--cache", metavar="DIR", help="where stores of documents are kept; default: the user's cache")
+    add("--no-cache", action="store_true", help="make the store of documents anew, and keep nothing")
     options = parser.parse_args(argv)
+    words = options.words
+    asked = len(words) > 1 and not (os.path.exists(words[-1]) and words[-1] != "-")
+    options.sources, options.question = (words[:-1], words[-1]) if asked else (words, None)
     check_least(options, 1, "passages")
     return options
 
 
-def open_asker(options: argparse.Namespace) -> "Asker":
+@contextmanager
+def open_asker(options: argparse.Namespace) -> Iterator["Asker"]:
     """Open what is asked; what can be known to be wrong is, before anything slow is loaded.
 
     Raises:
         InputError, StoreError: there is nothing to be asked.
     """
-    from btr.storage.manifest import MANIFEST  # LMDB and NumPy, where --help needs neither
+    from btr.ask.cache import default_cache, is_store, store_of  # LMDB and NumPy, where --help needs neither
 
-    path = Path(options.store)
-    if not (path / MANIFEST).is_file():
-        what = "is no store" if path.exists() else "there is no such store"
-        raise InputError(f"{path}: {what}; make one with: python -m btr.precompute CORPUS --store STORE")
-    from btr.ask.asker import Asker
+    paths = [Path(source) for source in options.sources]
+    with ExitStack() as stack:
+        path = paths[0]
+        if len(paths) > 1 or not is_store(path):
+            cache = Path(options.cache) if options.cache else default_cache()
+            if options.no_cache:
+                cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="btr-ask-")))
+            path = store_of(paths, options.reader, cache)
+        from btr.ask.asker import Asker
 
-    return Asker.open(path, options.reader, options.retriever, options.mode, options.passages)
+        yield Asker.open(path, options.reader, options.retriever, options.mode, options.passages)
 
 
 def piped(ask: Ask, as_json: bool) -> int:
@@ -156,13 +170,13 @@ def main(argv: list[str] | None = None) -> int:
         if options.question is not None and not options.question.strip():
             raise InputError("the question is blank; ask something")
         hush()
-        asker = open_asker(options)
-        if options.question not in (None, "-"):
-            tell(asker.ask(options.question), options.json)
-            return 0
-        if options.question == "-" or not sys.stdin.isatty():
-            return piped(asker.ask, options.json)
-        return converse(asker.ask, options.json)
+        with open_asker(options) as asker:
+            if options.question not in (None, "-"):
+                tell(asker.ask(options.question), options.json)
+                return 0
+            if options.question == "-" or not sys.stdin.isatty():
+                return piped(asker.ask, options.json)
+            return converse(asker.ask, options.json)
     except (InputError, StoreError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             raise

@@ -160,3 +160,18 @@ def test_document_is_replaced_and_deleted_where_a_few_passages_are_put(
             assert len(held(reading, "y.md", 10)) == 2
     assert (counts["added"], counts["deleted"]) == (1, 3)
     assert ids(tmp_path / "s.btr") == ["x.md", *pieces("y.md", 2)]
+
+
+def test_store_is_made_what_the_corpus_is(bring: Bring, capsys: pytest.CaptureFixture[str]) -> None:
+    bring({"a": text(40), "b": text(30), "c": text(5), "d": text(5)})
+    capsys.readouterr()
+    assert bring({"a": text(25), "c": text(5), "e": text(5)}, "upsert", "--mirror") == [*pieces("a", 3), "c", "e"]
+    assert "5 that the corpus does not hold deleted" in capsys.readouterr().out
+
+
+def test_mirror_does_not_go_with_a_limit(bring: Bring, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = bring({"a": text(5), "b": text(5)})
+    arguments = [str(tmp_path / "s.btr"), str(tmp_path / "corpus.jsonl"), "--mirror", "--limit", "1"]
+    assert command.main(["upsert", *arguments]) == 2
+    assert "--mirror would delete what --limit leaves out" in capsys.readouterr().err
+    assert ids(tmp_path / "s.btr") == before
