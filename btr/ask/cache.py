@@ -29,7 +29,6 @@ from btr.storage.manifest import MANIFEST, SHARDS
 
 STATE, STORE = "state.json", "store.btr"
 SHIPPED = Path(btr.__file__).parent / "default_reader"
-BEHIND = 1000  # passages that the index need not know: they are found in memory
 
 
 def is_store(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from btr.ask.cache import BEHIND
 from btr.precompute.run import parse, precompute
 from btr.progress import say
 from btr.retrieve.indexed import build_index, drop_index
@@ -10,6 +9,8 @@ from btr.storage import StoreError
 from btr.storage.errors import ResumeMismatch
 from btr.storage.living import compact, edit
 from btr.store.updates import bring, tidy
+
+BEHIND = 1000  # passages that the index need not know: they are found in memory
 
 
 def build(store: Path, corpus: str, reader: str | None) -> None:
