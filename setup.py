@@ -99,6 +99,7 @@ setup(
         "prometheus-client>=0.20",
     ],
     extras_require={
+        "documents": ["markitdown[docx,pdf,pptx,xlsx]>=0.1.3"],
         "plots": ["matplotlib>=3.9"],
         "gpus": ["accelerate>=1.0"],
         "ray": ["ray>=2.40"],
@@ -124,6 +125,7 @@ setup(
             "llama-index-core>=0.14",
             "nbclient>=0.10",
             "ipykernel>=6.29",
+            "markitdown>=0.1.3",
         ],
     },
     entry_points={"console_scripts": ["btr = btr.__main__:cli"]},

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from btr.corpus.passages import Passage, Question, cut_text, read_passages, read_questions
+from btr.corpus.passages import Question, read_passages, read_questions
+from btr.corpus.pieces import Passage, cut_text
 from btr.retrieve.bm25 import BM25, BM25Writer
 from btr.train.data import holds
 

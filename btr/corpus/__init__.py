@@ -6,6 +6,7 @@ Out: `Passage(id, title, text)` of at most so many words each; `Question(questio
 (count, hash, ids that come twice) and gives any part of it again, which is what makes a run resumable.
 """
 
-from btr.corpus.passages import Passage, Question, read_passages, read_questions
+from btr.corpus.passages import Question, read_passages, read_questions
+from btr.corpus.pieces import Passage
 
 __all__ = ["Passage", "Question", "read_passages", "read_questions"]

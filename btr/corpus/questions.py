@@ -19,7 +19,8 @@ from glob import escape, glob
 from typing import Any, Literal
 
 from btr.corpus.hub import read_hub
-from btr.corpus.passages import SUFFIXES, Passage, Question, read_questions
+from btr.corpus.passages import SUFFIXES, Question, read_questions
+from btr.corpus.pieces import Passage
 from btr.corpus.records import Record, open_records
 from btr.corpus.sample import SAMPLE
 from btr.corpus.tasks import fever_label, fever_question, mmlu_question

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from btr.corpus.duplicate_ids import Duplicates
-from btr.corpus.passages import Passage, Tally, read_passages
+from btr.corpus.passages import read_passages
+from btr.corpus.pieces import Passage
+from btr.corpus.tally import Tally
 from btr.errors import InputError
 from btr.progress import Progress
 from btr.storage.format import new_key
@@ -26,7 +28,7 @@ class Survey:
     hash: str
     sample: list[Passage]
     skip: np.ndarray  # int64, ascending: places of passages that are left out, because their id came before
-    empty: int  # passages without text, which are not counted
+    tally: Tally  # what was not taken as it stood; passages without text are not counted
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Corpus:
                 sample, stride = sample[::2], 2 * stride
             report(1)
         skip = np.union1d(duplicates.places(), np.array(unwanted, np.int64))
-        return Survey(duplicates.count, digest.hexdigest()[:16], sample, skip, tally.empty)
+        return Survey(duplicates.count, digest.hexdigest()[:16], sample, skip, tally)
 
 
 class Cursor:

@@ -14,9 +14,9 @@ from btr.errors import InputError
 from btr.model.config import Mode
 from btr.reader import Reader
 from btr.reader.answer import Answer
+from btr.reader.highlight import find_answer
 from btr.reader.truncation import shorten
 from btr.retrieve.bm25 import Hits
-from btr.serve.highlight import find_answer
 from btr.serve.library import Library
 from btr.serve.schema import (
     AnswerRequest,

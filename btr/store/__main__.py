@@ -140,8 +140,10 @@ def bring(arguments: argparse.Namespace, replace: bool) -> int:
 
     with edit(arguments.store) as editor:
         a = arguments
-        counts = bring_in(editor, a.corpus, a.limit, a.reader, a.workers, replace)
-        text = ", ".join(f"{count:,} {COUNTED[name]}" for name, count in counts.items() if count) or "nothing to do"
+        mirror = replace and a.mirror
+        counts = bring_in(editor, a.corpus, a.limit, a.reader, a.workers, replace, mirror)
+        words = COUNTED | ({"deleted": "that the corpus does not hold deleted"} if mirror else {})
+        text = ", ".join(f"{count:,} {words[name]}" for name, count in counts.items() if count) or "nothing to do"
         return finish(arguments, editor, counts, text)
 
 
@@ -275,6 +277,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         more("--reader", metavar="R", help="the reader that built the store, if it has moved")
         more("--limit", type=int, metavar="N", help="passages to read; default: all")
         more("--workers", type=int, default=1, metavar="N", help="processes that encode (default %(default)s)")
+        if function is upsert:
+            about = "delete what the corpus does not hold: the store is then as the corpus is"
+            more("--mirror", action="store_true", help=about)
     more = command(delete, "delete passages by id")
     more("ids", nargs="*", metavar="ID", help="ids of passages")
     more("--ids-file", metavar="FILE", help="a file with one id a line; - is standard input")
@@ -287,6 +292,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     command(index, "build the BM25 index anew")
     arguments = parser.parse_args(argv)
     check_least(arguments, 1, "limit", "workers", "passages")
+    if getattr(arguments, "mirror", False) and arguments.limit is not None:
+        raise InputError("--mirror would delete what --limit leaves out; give one of the two")
     return arguments
 
 

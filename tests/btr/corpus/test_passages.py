@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from btr.corpus.passages import Passage, Question, Tally, cut_text, read_passages, read_questions
+from btr.corpus.passages import Question, read_passages, read_questions
+from btr.corpus.pieces import Passage, cut_text
+from btr.corpus.tally import Tally
 from btr.errors import InputError
 from btr.words import count_words
 

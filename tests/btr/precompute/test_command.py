@@ -19,6 +19,7 @@ import pytest
 from btr.corpus import read_passages
 from btr.corpus import statistics as survey
 from btr.precompute import __main__ as precompute
+from btr.precompute import run as making
 from btr.reader import Reader
 from btr.retrieve.bm25 import BM25
 from btr.storage import Store
@@ -270,7 +271,7 @@ def test_corpus_that_changes_while_it_is_read_is_refused(
     write_corpus(tmp_path / "made.jsonl")
     counts = iter((None, None, 90, None))  # to look whether it is there, survey, encode, index
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(precompute, "load", lambda options: tiny_reader)
+    monkeypatch.setattr(making, "load", lambda options: tiny_reader)
     monkeypatch.setattr(
         survey, "read_passages", lambda path, **how: read_passages(path, **(how | {"limit": next(counts)}))
     )

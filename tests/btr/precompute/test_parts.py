@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 
 from btr.corpus import statistics as survey
-from btr.corpus.passages import Passage, Tally, read_passages
+from btr.corpus.passages import read_passages
+from btr.corpus.pieces import Passage
+from btr.corpus.tally import Tally
 from btr.precompute import __main__ as precompute
+from btr.precompute import run as making
 from btr.precompute import shards
 from btr.reader import Reader
 
@@ -41,9 +44,9 @@ def test_store_is_named_after_the_corpus(
     (tmp_path / "corpus").mkdir()
     for name in ("passages.jsonl", "wiki.2018.tsv.zst"):
         (tmp_path / "corpus" / name).touch()
-    assert precompute.default_store(corpus) == Path(store)
+    assert making.default_store(corpus) == Path(store)
     monkeypatch.chdir(tmp_path / "corpus")
-    assert precompute.default_store(".") == Path("corpus.btr")
+    assert making.default_store(".") == Path("corpus.btr")
 
 
 def test_interrupt_says_that_the_run_can_go_on(
@@ -83,8 +86,8 @@ def test_memory_holds_a_few_chunks_whatever_the_corpus(
     monkeypatch.setattr(shards, "CHUNK", 8)
     monkeypatch.setattr(survey, "SAMPLE", 5)
     monkeypatch.setattr(survey, "read_passages", read)
-    monkeypatch.setattr(precompute, "load", lambda options: tiny_reader)
-    monkeypatch.setattr(precompute, "INDEXED", 8)
+    monkeypatch.setattr(making, "load", lambda options: tiny_reader)
+    monkeypatch.setattr(making, "INDEXED", 8)
     assert precompute.main(["many", "--shard-passages", "150"]) == 0
     assert peak <= 2 * 8 + 2 * 5 + 2  # two chunks, the sample, and those on their way
 

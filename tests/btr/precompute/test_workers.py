@@ -19,6 +19,7 @@ import pytest
 from btr.corpus.statistics import Corpus, Cursor
 from btr.errors import InputError
 from btr.precompute import __main__ as precompute
+from btr.precompute import run as making
 from btr.precompute import workers
 from btr.precompute.shards import Source, jobs, write_shard
 from btr.reader import Reader
@@ -141,7 +142,7 @@ def test_a_damaged_shard_of_a_killed_run_is_written_anew(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(precompute.Building, "finish", stop)
+        patch.setattr(making.Building, "finish", stop)
         assert precompute.main(command("three", "--no-index")) == 130
     data = sorted((folder / "three.building" / "shards").glob("*/data.mdb"))[2]
     content_before = bytearray(data.read_bytes())
