@@ -22,8 +22,9 @@ from numpy.typing import ArrayLike, NDArray
 from btr.kernels.matrices import Attention, Matrix, Norm, plain
 
 __all__ = [
-    "Attention", "Matrix", "Norm", "backend", "expand", "feed", "hamming", "look", "look_up", "multiply",
-    "multiply_back", "nearest", "nearest_k", "pack", "recall", "scale_rows", "unpack", "use",
+    "Attention", "Matrix", "Norm", "backend", "cross_attend", "expand", "feed_forward", "hamming", "look_up",
+    "max_similarity", "multiply", "multiply_back", "nearest", "nearest_k", "pack", "scale_rows", "self_attend",
+    "unpack", "use",
 ]  # fmt: skip
 
 _MODULES = {"numba": "btr.kernels.jit", "numpy": "btr.kernels.reference"}
@@ -183,38 +184,38 @@ def multiply_back(matrix: Matrix, x: NDArray[np.float32], groups: int = 1, threa
     return out
 
 
-def recall(
+def self_attend(
     row: NDArray[np.float32], norm: Norm, attention: Attention, keys: NDArray[np.float32],
     values: NDArray[np.float32], bias: NDArray[np.float32], t: int, threads: int = 1,
 ) -> None:  # fmt: skip
     """Add to a row (D,) what its heads find in it and the t rows before it: a decoder's self-attention with its norm.
 
     keys and values (H, S, d), which are filled at t; bias (H, S, S); all float32. Not checked: matrices that fit each
-    other are the caller's care, here and in `look` and `feed`. Threads and rounding as in `multiply`.
+    other are the caller's care, here and in `cross_attend` and `feed_forward`. Threads and rounding as in `multiply`.
     """
-    _kernels().recall(row, norm, attention, keys, values, bias, t, threads)
+    _kernels().self_attend(row, norm, attention, keys, values, bias, t, threads)
 
 
-def look(
+def cross_attend(
     row: NDArray[np.float32], norm: Norm, q: Matrix, o: Matrix, keys: NDArray[np.uint16], values: NDArray[np.uint16],
-    bias: NDArray[np.float32], looked: NDArray[np.float32], threads: int = 1,
+    bias: NDArray[np.float32], attended: NDArray[np.float32], threads: int = 1,
 ) -> None:  # fmt: skip
-    """Add to a row (D,) what its heads find in a memory, and to looked (M,) their weights there, averaged over heads.
+    """Add to a row (D,) what its heads find in a memory, and to attended (M,) their weights there, averaged over heads.
 
-    keys and values (H, M, d) are bfloat16 patterns, bias (M,) float32; else as `recall`.
+    keys and values (H, M, d) are bfloat16 patterns, bias (M,) float32; else as `self_attend`.
     """
-    _kernels().look(row, norm, q, o, keys, values, bias, looked, threads)
+    _kernels().cross_attend(row, norm, q, o, keys, values, bias, attended, threads)
 
 
-def feed(
+def feed_forward(
     row: NDArray[np.float32], norm: Norm, wi: Matrix, wo: Matrix, gate: Matrix | None, table: NDArray[np.float32],
     threads: int = 1,
 ) -> None:  # fmt: skip
     """Add to a row (D,) its feed-forward with its norm: wo of wi's ReLU, or of wi times an activation of the gate.
 
-    table (65536,) has the activation of every bfloat16, to which what the gate gives is rounded; else as `recall`.
+    table (65536,) has the activation of every bfloat16, to which what the gate gives is rounded; else as `self_attend`.
     """
-    _kernels().feed(row, norm, wi, wo, gate, table, threads)
+    _kernels().feed_forward(row, norm, wi, wo, gate, table, threads)
 
 
 def hamming(a: ArrayLike, b: ArrayLike) -> NDArray[np.int32]:
@@ -252,6 +253,37 @@ def nearest_k(a: ArrayLike, b: ArrayLike, k: int) -> tuple[NDArray[np.int64], ND
         raise ValueError(f"k is {k}, b has {len(candidates)} rows: ask for 1 to that many")
     found: tuple[NDArray[np.int64], NDArray[np.int32]] = _kernels().nearest_k(rows, candidates, operator.index(k))
     return found
+
+
+def max_similarity(
+    question: NDArray[np.int8], packed: ArrayLike, offsets: NDArray[np.int64], base: NDArray[np.int32] | None = None
+) -> NDArray[np.int64]:
+    """Score passages by late interaction with their signs (ColBERT's MaxSim, arXiv 2004.12832 §3.3): int64 (N,).
+
+    score[n] = sum over t of the largest, over the tokens m of passage n, of base[m, t] + sum over d of question[t, d] *
+    sign[m, d]. question is int8 (T, D), packed (M, W); passage n has the tokens offsets[n] to offsets[n+1], at least
+    one; base is int32 (M, T), 0 if not given. Products and sums are integers, exact while |base| < 2**30 and D < 2**22.
+    Padding bits must be 0, as `pack` leaves them.
+
+    Raises ValueError for other dtypes or shapes, or a passage without tokens.
+    """
+    words = _words("packed", packed, rows_only=True)
+    if question.dtype != np.int8 or question.ndim != 2 or not question.size:
+        raise ValueError(f"question is {question.dtype} {question.shape}, expected int8 (T, D), T and D at least 1")
+    _width(words, question.shape[1])
+    bounds = np.ascontiguousarray(offsets, np.int64)
+    if bounds.ndim != 1 or len(bounds) < 1 or bounds[0] != 0 or bounds[-1] != len(words) or (np.diff(bounds) < 1).any():
+        raise ValueError(
+            f"offsets do not divide {len(words)} tokens into passages of one or more: pass Encoded.offsets"
+        )
+    shape = (len(words), len(question))
+    if base is not None and (base.dtype != np.int32 or base.shape != shape):
+        raise ValueError(f"base is {base.dtype} {base.shape}, expected int32 {shape}: one for each pair of tokens")
+    if len(bounds) == 1:
+        return np.empty(0, np.int64)
+    aligned = None if base is None else np.ascontiguousarray(base)
+    scores: NDArray[np.int64] = _kernels().max_similarity(np.ascontiguousarray(question), words, bounds, aligned)
+    return scores
 
 
 def _clean(array: NDArray[Any]) -> NDArray[Any]:

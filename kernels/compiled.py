@@ -66,6 +66,12 @@ def float_of(_context: Any, _bits: Any) -> Any:
     return types.float32(types.uint32), generate
 
 
+@intrinsic_
+def ctpop(_context: Any, _word: Any) -> Any:
+    """Count the set bits of a uint64 with llvm.ctpop.i64, which vectorises (`np.bitwise_count` does not compile)."""
+    return types.uint64(types.uint64), lambda context, builder, signature, args: builder.ctpop(args[0])
+
+
 @njit_(inline="always")
 def rounded(bits: Any) -> Any:
     """Round a float32, given by its bits and no NaN, to the uint16 of a bfloat16: to nearest, ties to even."""

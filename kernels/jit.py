@@ -9,17 +9,18 @@ The loops are written for LLVM's vectoriser; what it needs is said beside each. 
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import prange
 from numpy.typing import NDArray
 
-from btr.kernels.compiled import Array, alone, bits_of, compiled, intrinsic_, njit_, rounded
+from btr.kernels.compiled import Array, alone, bits_of, compiled, ctpop, njit_, rounded
 from btr.kernels.elementwise import look_up, scale_rows
+from btr.kernels.late import max_similarity
 from btr.kernels.row import multiply, multiply_back
-from btr.kernels.sublayer import feed, look, recall
+from btr.kernels.sublayer import cross_attend, feed_forward, self_attend
 
 __all__ = [
-    "expand", "expand_bfloat16", "feed", "hamming", "look", "look_up", "multiply", "multiply_back", "nearest",
-    "nearest_k", "pack", "recall", "scale_rows", "unpack",
+    "cross_attend", "expand", "expand_bfloat16", "feed_forward", "hamming", "look_up", "max_similarity", "multiply",
+    "multiply_back", "nearest", "nearest_k", "pack", "scale_rows", "self_attend", "unpack",
 ]  # fmt: skip
 
 GRAIN = 64  # rows of a per task of a parallel loop
@@ -30,12 +31,6 @@ TILE = 1024  # rows of b compared at a time: with W = 12 they take 96 KiB, which
 NAN = np.float32(np.nan)
 ONE = np.uint64(1)
 FARTHEST = np.int32(2**31 - 1)
-
-
-@intrinsic_
-def ctpop(_context: Any, _word: Any) -> Any:
-    """Count the set bits of a uint64 with llvm.ctpop.i64, which vectorises (`np.bitwise_count` does not compile)."""
-    return types.uint64(types.uint64), lambda context, builder, signature, args: builder.ctpop(args[0])
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:

@@ -135,7 +135,7 @@ def softmax(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(powers / powers.sum(-1, keepdims=True))
 
 
-def recall(
+def self_attend(
     row: NDArray[np.float32], norm: Any, attention: Any, keys: Any, values: Any, bias: Any, t: int, threads: int
 ) -> None:
     """Add to a row (D,) what its heads find in it and the rows before it, t of them, under bias (H, S, S).
@@ -148,20 +148,20 @@ def recall(
     row += times(attention.o, np.matmul(softmax(scores)[:, None], values[:, seen]).reshape(-1))
 
 
-def look(
-    row: NDArray[np.float32], norm: Any, q: Any, o: Any, keys: Any, values: Any, bias: Any, looked: Any, threads: int
+def cross_attend(
+    row: NDArray[np.float32], norm: Any, q: Any, o: Any, keys: Any, values: Any, bias: Any, attended: Any, threads: int
 ) -> None:
-    """Add to a row (D,) what its heads find in a memory under bias (M,); and to looked (M,) their mean weights.
+    """Add to a row (D,) what its heads find in a memory under bias (M,); and to attended (M,) their mean weights.
 
     keys and values (H, M, d) are bfloat16 patterns.
     """
     asked = times(q, normed(row, norm)).reshape(len(keys), -1, 1)
     weights = softmax(np.matmul(widen(keys), asked)[:, :, 0] + bias)
-    looked += weights.mean(0)
+    attended += weights.mean(0)
     row += times(o, np.matmul(weights[:, None], widen(values)).reshape(-1))
 
 
-def feed(row: Row, norm: Any, wi: Any, wo: Any, gate: Any, table: Any, threads: int) -> None:
+def feed_forward(row: Row, norm: Any, wi: Any, wo: Any, gate: Any, table: Any, threads: int) -> None:
     """Add to a row (D,) its feed-forward: of ReLU, or, with a gate, of what table (65536,) has for its bfloat16."""
     x = normed(row, norm)
     inner = times(wi, x)
@@ -203,3 +203,13 @@ def nearest_k(a: NDArray[np.uint64], b: NDArray[np.uint64], k: int) -> tuple[NDA
         index[m] = np.argsort(row, kind="stable")[:k]
         distance[m] = row[index[m]]
     return index, distance
+
+
+def max_similarity(
+    question: NDArray[np.int8], packed: NDArray[np.uint64], offsets: NDArray[np.int64], base: NDArray[np.int32] | None
+) -> NDArray[np.int64]:
+    """Sum over question tokens the largest of base + product with the signs of a passage's tokens: int64 (N,)."""
+    signs = unpack(packed, question.shape[1])
+    products = signs.astype(np.int32) @ question.T.astype(np.int32)
+    scores = products if base is None else products + base
+    return np.asarray(np.maximum.reduceat(scores, offsets[:-1], axis=0).sum(1, dtype=np.int64))

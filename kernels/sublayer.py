@@ -70,7 +70,9 @@ def _times(many: bool, matrix: Any, x: Array) -> Array:
 
 
 @compiled()
-def _recall(many: bool, row: Array, norm: Any, parts: Any, keys: Array, values: Array, bias: Array, t: int) -> None:
+def _self_attend(
+    many: bool, row: Array, norm: Any, parts: Any, keys: Array, values: Array, bias: Array, t: int
+) -> None:
     heads, width = keys.shape[0], keys.shape[2]
     x = _normed(row, norm)
     query = _times(many, parts.q, x)
@@ -106,8 +108,8 @@ def _look_heads(keys: Array, values: Array, bias: Array, asked: Array, weights: 
 
 
 @compiled()
-def _look(
-    many: bool, row: Array, norm: Any, q: Any, o: Any, keys: Array, values: Array, bias: Array, looked: Array
+def _cross_attend(
+    many: bool, row: Array, norm: Any, q: Any, o: Any, keys: Array, values: Array, bias: Array, attended: Array
 ) -> None:
     heads, length, width = keys.shape
     asked = _times(many, q, _normed(row, norm)).reshape(heads, width)
@@ -118,7 +120,7 @@ def _look(
         for h in range(heads):
             _look_head(keys[h], values[h], bias, asked[h], weights[h], found[h])
     for h in range(heads):
-        looked += weights[h] / np.float32(heads)
+        attended += weights[h] / np.float32(heads)
     row += _times(many, o, found.reshape(heads * width))
 
 
@@ -129,7 +131,7 @@ def _activate(gate: Array, table: Array, inner: Array) -> None:
 
 
 @compiled()
-def _feed(many: bool, row: Array, norm: Any, wi: Any, wo: Any) -> None:
+def _feed_forward(many: bool, row: Array, norm: Any, wi: Any, wo: Any) -> None:
     row += _times(many, wo, np.maximum(_times(many, wi, _normed(row, norm)), np.float32(0)))
 
 
@@ -147,19 +149,21 @@ def _run(kernel: Any, threads: int, *arguments: Any) -> None:
         kernel(False, *arguments)
 
 
-def recall(row: Row, norm: Any, attention: Any, keys: Any, values: Any, bias: Any, t: int, threads: int) -> None:
-    """Attend as `reference.recall`."""
-    _run(_recall, threads, row, norm, attention, keys, values, bias, t)
+def self_attend(row: Row, norm: Any, attention: Any, keys: Any, values: Any, bias: Any, t: int, threads: int) -> None:
+    """Attend as `reference.self_attend`."""
+    _run(_self_attend, threads, row, norm, attention, keys, values, bias, t)
 
 
-def look(row: Row, norm: Any, q: Any, o: Any, keys: Any, values: Any, bias: Any, looked: Any, threads: int) -> None:
-    """Attend as `reference.look`."""
-    _run(_look, threads, row, norm, q, o, keys, values, bias, looked)
+def cross_attend(
+    row: Row, norm: Any, q: Any, o: Any, keys: Any, values: Any, bias: Any, attended: Any, threads: int
+) -> None:
+    """Attend as `reference.cross_attend`."""
+    _run(_cross_attend, threads, row, norm, q, o, keys, values, bias, attended)
 
 
-def feed(row: Row, norm: Any, wi: Any, wo: Any, gate: Any, table: Any, threads: int) -> None:
-    """Feed forward as `reference.feed`."""
+def feed_forward(row: Row, norm: Any, wi: Any, wo: Any, gate: Any, table: Any, threads: int) -> None:
+    """Feed forward as `reference.feed_forward`."""
     if gate is None:
-        _run(_feed, threads, row, norm, wi, wo)
+        _run(_feed_forward, threads, row, norm, wi, wo)
     else:
         _run(_feed_gated, threads, row, norm, wi, wo, gate, table)

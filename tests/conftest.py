@@ -317,11 +317,11 @@ def pruning_writer(writing_reader: "Reader") -> "Reader":
 
     import torch
 
-    from btr.model.pruning import Skim
+    from btr.model.pruning import Pruner
 
     reader = copy.deepcopy(writing_reader)
-    reader.model.skim = Skim(reader.D)
-    reader.model.skim.weight.copy_(torch.randn(reader.D + 1, generator=torch.Generator().manual_seed(5)))
+    reader.model.pruner = Pruner(reader.D)
+    reader.model.pruner.weight.copy_(torch.randn(reader.D + 1, generator=torch.Generator().manual_seed(5)))
     return reader
 
 
@@ -332,13 +332,13 @@ def pruning_reader(span_reader: "Reader") -> "Reader":
 
     import torch
 
-    from btr.model.pruning import Skim
+    from btr.model.pruning import Pruner
     from btr.model.span import SpanReader
 
     reader = copy.deepcopy(span_reader)
     assert isinstance(reader.model, SpanReader)
-    reader.model.skim = Skim(reader.D)
-    reader.model.skim.weight.copy_(torch.randn(reader.D + 1, generator=torch.Generator().manual_seed(5)))
+    reader.model.pruner = Pruner(reader.D)
+    reader.model.pruner.weight.copy_(torch.randn(reader.D + 1, generator=torch.Generator().manual_seed(5)))
     return reader
 
 
@@ -349,11 +349,11 @@ def pruning_t5(tiny_reader: "Reader") -> "Reader":
 
     import torch
 
-    from btr.model.pruning import Skim
+    from btr.model.pruning import Pruner
 
     reader = copy.deepcopy(tiny_reader)
-    reader.model.skim = Skim(reader.D)
-    reader.model.skim.weight.copy_(torch.randn(reader.D + 1, generator=torch.Generator().manual_seed(6)))
+    reader.model.pruner = Pruner(reader.D)
+    reader.model.pruner.weight.copy_(torch.randn(reader.D + 1, generator=torch.Generator().manual_seed(6)))
     return reader
 
 

@@ -27,9 +27,9 @@ from btr.train.options import build_stage, parse
 from btr.train.pieces import recompute_layers
 from btr.train.plot import draw_curves
 from btr.train.processes import join_processes
+from btr.train.pruning import fit_pruner
 from btr.train.recipe import expand, read_recipe, stages_of
 from btr.train.schedule import RATES, Schedule
-from btr.train.skim import fit_skim
 from btr.train.sources import drawer, open_dev, settings
 from btr.train.start import build_student, load_teacher
 from btr.train.tokenizer import train_tokenizer
@@ -141,7 +141,7 @@ def execute(argv: Sequence[str]) -> None:
     elif options.command == "neighbours":
         write_neighbours(options.questions, options.text, options.limit, options.top, Path(options.out), say)
     elif options.command == "skim":
-        fit_skim(options.reader, options.questions, options.limit, options.passages, options.dtype, say)
+        fit_pruner(options.reader, options.questions, options.limit, options.passages, options.dtype, say)
     elif options.command in ("kale", "leaf"):
         train_encoder(options, say)
     elif options.command == "all":

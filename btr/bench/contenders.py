@@ -18,7 +18,7 @@ from btr.model.bert import Bert
 from btr.model.config import MODES, T5_SHAPES, BertConfig, Mode, ReaderConfig
 from btr.model.fid import FiD
 from btr.model.merge import Schedule
-from btr.model.pruning import Skim
+from btr.model.pruning import Pruner
 from btr.model.span import SpanReader
 from btr.model.t5 import T5
 from btr.reader import Answer, Reader
@@ -42,8 +42,8 @@ def random_reader(shape: str, dtype: torch.dtype) -> Reader:
         model: FiD | SpanReader = SpanReader(Bert(BERT_SHAPES[shape]), span_config(shape))
     else:
         model = FiD(random_t5(shape), ReaderConfig(k=SPLIT[shape]))
-    model.skim = Skim(model.width)
-    model.skim.weight.normal_()
+    model.pruner = Pruner(model.width)
+    model.pruner.weight.normal_()
     numbers = range(len(marks), model.vocab_size)
     vocabulary = {mark: i for i, mark in enumerate(marks)} | {f"w{i}": i for i in numbers}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=next(mark for mark in marks if "unk" in mark.lower())))

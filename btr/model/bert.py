@@ -39,8 +39,8 @@ class Layer(nn.Module):
 
         mask: bool (R, 1 or T, T), True where a token may look; None: everywhere.
         """
-        looked = self.attend(hidden, mask) if first is None else self.attend_first(hidden, mask, first)
-        return self.feed(self.attention_norm(hidden[:, :first] + self.out(looked)))
+        attended = self.attend(hidden, mask) if first is None else self.attend_first(hidden, mask, first)
+        return self.feed(self.attention_norm(hidden[:, :first] + self.out(attended)))
 
     def feed(self, hidden: Tensor) -> Tensor:
         """Run the second half, on what attention has left."""
@@ -50,8 +50,8 @@ class Layer(nn.Module):
         """Return what the heads gather, (R, T, D); mask as in `forward`, or what is added to the scores."""
         R, T, D = hidden.shape
         q, k, v = self.qkv(hidden).view(R, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        looked = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None])
-        return looked.transpose(1, 2).reshape(R, T, D)
+        attended = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None])
+        return attended.transpose(1, 2).reshape(R, T, D)
 
     def attend_first(self, hidden: Tensor, mask: Tensor | None, first: int) -> Tensor:
         """Return what the heads gather from all tokens (R, T, D) for the `first` ones, (R, first, D)."""
@@ -59,8 +59,8 @@ class Layer(nn.Module):
         weight, bias = self.qkv.weight, self.qkv.bias
         q = F.linear(hidden[:, :first], weight[:D], bias[:D]).view(R, first, self.heads, D // self.heads)
         k, v = F.linear(hidden, weight[D:], bias[D:]).view(R, T, 2, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        looked = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, None if mask is None else mask[:, None])
-        return looked.transpose(1, 2).reshape(R, first, D)
+        attended = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, None if mask is None else mask[:, None])
+        return attended.transpose(1, 2).reshape(R, first, D)
 
 
 class Bert(nn.Module):
@@ -99,8 +99,8 @@ class Bert(nn.Module):
             if bias is None:
                 sizes = tokens.sizes if schedule.proportional and tokens.merged else None
                 bias = mask_bias(tokens.mask, hidden.dtype, sizes)[:, 0]
-            looked = layer.attention_norm(hidden + layer.out(layer.attend(hidden, bias)))
-            attended = replace(tokens, hidden=looked)
+            states = layer.attention_norm(hidden + layer.out(layer.attend(hidden, bias)))
+            attended = replace(tokens, hidden=states)
             tokens = merge(attended, ratio)
             bias = bias if tokens is attended else None
             tokens = replace(tokens, hidden=layer.feed(tokens.hidden))

@@ -37,13 +37,13 @@ from btr.model.parameter_names import (
     t5_tensors,
     written_tensors,
 )
-from btr.model.pruning import Skim
+from btr.model.pruning import Pruner
 from btr.model.span import SpanReader
 from btr.model.split import SplitBert
 from btr.model.t5 import T5
 from btr.model.weights import first_line, read_json, read_tensors, read_weights, refuse_pointer
 
-SKIM = "skim.safetensors"
+PRUNER = "skim.safetensors"
 
 
 def load_t5(folder: Path, dtype: torch.dtype) -> T5:
@@ -232,8 +232,8 @@ def load_reader(
         raise InputError(f"{folder}: {error}") from error
     if settings.exists() and config.k:
         load_binarizer(model, folder / "btr.safetensors")
-        if (folder / SKIM).exists():
-            model.skim = load_skim(model, folder / SKIM)
+        if (folder / PRUNER).exists():
+            model.pruner = load_pruner(model, folder / PRUNER)
     return model.eval()
 
 
@@ -272,8 +272,8 @@ def load_binarizer(model: Model, path: Path) -> None:
     model.binarizer.load_state_dict(values)
 
 
-def load_skim(model: Model, path: Path) -> Skim | None:
-    """Read what a reader skims passages with; None if it was fitted to other weights, as before more training.
+def load_pruner(model: Model, path: Path) -> Pruner | None:
+    """Read the pruner of a reader; None if it was fitted to other weights, as before more training.
 
     Raises:
         InputError: the file is damaged, or of another width.
@@ -285,19 +285,19 @@ def load_skim(model: Model, path: Path) -> Skim | None:
     with safe_open(path, "pt") as file:
         if (file.metadata() or {}).get("fitted_to") != fitted_to(model):
             return None
-    skim = Skim(model.width)
-    skim.weight.copy_(weight)
-    return skim
+    pruner = Pruner(model.width)
+    pruner.weight.copy_(weight)
+    return pruner
 
 
-def save_skim(model: Model, folder: Path) -> None:
-    """Write what a reader skims passages with, and which weights that was fitted to."""
-    assert model.skim is not None
-    tensors(folder / SKIM, {"weight": model.skim.weight}, fitted_to=fitted_to(model))
+def save_pruner(model: Model, folder: Path) -> None:
+    """Write the pruner of a reader, and which weights it was fitted to."""
+    assert model.pruner is not None
+    tensors(folder / PRUNER, {"weight": model.pruner.weight}, fitted_to=fitted_to(model))
 
 
 def fitted_to(model: Model) -> str:
-    """Return what tells the weights from others that a `Skim` is fitted to, as bfloat16: layer k+1 and the last one."""
+    """Return what tells weights from others that a `Pruner` is fitted to, as bfloat16: layer k+1 and the last one."""
     parts: dict[str, nn.Module]
     if isinstance(model, FiD):
         parts = {"layer": model.t5.encoder.layers[model.config.k], "decoder": model.t5.decoder.layers[-1]}
@@ -336,8 +336,8 @@ def save_reader(model: Model, tokenizer: Tokenizer, folder: Path) -> None:
             for name, tensor in model.binarizer.state_dict().items()
         }
         tensors(folder / "btr.safetensors", values)
-    if model.skim is not None:
-        save_skim(model, folder)
+    if model.pruner is not None:
+        save_pruner(model, folder)
     write(folder / "btr_config.json", json.dumps(asdict(model.config), indent=2))
 
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from btr.model.int8_decoding import Matrices, RowWriter
-from btr.model.memory import Level
+from btr.model.int8_decoding import Int8Decoder, Matrices
+from btr.model.memory import LayerMemory
 from btr.model.merge import Tokens
 from btr.model.t5 import T5, Attention
 
@@ -35,7 +35,7 @@ class Generation:
     attention: Tensor
 
 
-def recall(attention: Attention, x: Tensor, cache: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:
+def self_attend(attention: Attention, x: Tensor, cache: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:
     """Attend from x (B, D) to itself and the tokens before it under bias (1, H, 1, t+1); fills caches (B, H, S, d)."""
     B, H, t = len(x), attention.heads, bias.shape[-1] - 1
     query, key, value = (part(x).view(B, H, 1, -1) for part in (attention.q, attention.k, attention.v))
@@ -45,7 +45,7 @@ def recall(attention: Attention, x: Tensor, cache: tuple[Tensor, Tensor], bias: 
     return attention.o(seen.reshape(B, -1))
 
 
-def look(attention: Attention, x: Tensor, level: Level) -> Tensor:
+def cross_attend(attention: Attention, x: Tensor, level: LayerMemory) -> Tensor:
     """Attend from x (B, D) to a memory, and note where."""
     (B, D), H = x.shape, attention.heads
     to_keys, to_values = (part.weight.view(H, -1, D) for part in (attention.k, attention.v))
@@ -54,10 +54,10 @@ def look(attention: Attention, x: Tensor, level: Level) -> Tensor:
     return attention.o(torch.bmm(to_values, found.permute(1, 2, 0)).permute(2, 0, 1).reshape(B, -1))
 
 
-class Writer:
+class StepDecoder:
     """The decoder of a T5, one position of B answers at a time."""
 
-    def __init__(self, t5: T5, levels: Sequence[Level], length: int) -> None:
+    def __init__(self, t5: T5, levels: Sequence[LayerMemory], length: int) -> None:
         B, decoder = len(levels[0].bias), t5.decoder
         self.t5, self.levels = t5, levels
         positions = torch.arange(length, device=levels[0].bias.device)[None]
@@ -69,8 +69,8 @@ class Writer:
         """Read the token at position t of each answer, (B,), and score the next: (B, V)."""
         hidden, bias = self.t5.embedding(token), self.bias[:, :, t : t + 1, : t + 1]
         for layer, cache, level in zip(self.t5.decoder.layers, self.caches, self.levels, strict=True):
-            hidden = hidden + recall(layer.attention, layer.attention_norm(hidden), cache, bias)
-            hidden = hidden + look(layer.cross, layer.cross_norm(hidden), level)
+            hidden = hidden + self_attend(layer.attention, layer.attention_norm(hidden), cache, bias)
+            hidden = hidden + cross_attend(layer.cross, layer.cross_norm(hidden), level)
             hidden = hidden + layer.ffn(layer.ffn_norm(hidden))
         return self.t5.logits(self.t5.decoder.norm(hidden))
 
@@ -90,26 +90,28 @@ def greedy(
     matrices: the decoder's, rounded, for a single answer; several are written with its own.
     heard: takes the tokens (B,) of each step as they come, and returns which answers are to be gone on with, bool (B,).
     """
-    known = {key: Level.of(tokens, proportional) for key, tokens in {id(tokens): tokens for tokens in memory}.items()}
+    known = {
+        key: LayerMemory.of(tokens, proportional) for key, tokens in {id(tokens): tokens for tokens in memory}.items()
+    }
     levels = [known[id(tokens)] for tokens in memory]
-    writer: Writer | RowWriter
+    stepper: StepDecoder | Int8Decoder
     if matrices is not None and len(levels[0].bias) == 1:
-        writer = RowWriter(t5, levels, max_new_tokens, matrices)
+        stepper = Int8Decoder(t5, levels, max_new_tokens, matrices)
     else:
-        writer = Writer(t5, levels, max_new_tokens)
+        stepper = StepDecoder(t5, levels, max_new_tokens)
     B, S, config, device = len(memory[0].hidden), max_new_tokens, t5.config, memory[0].hidden.device
     tokens = torch.full((B, S), config.pad_token_id, device=device)
     scores, steps = torch.zeros(B, S, device=device), torch.zeros(B, 1, device=device)
-    attention = [torch.zeros_like(level.looked) for level in known.values()]
+    attention = [torch.zeros_like(level.attended) for level in known.values()]
     token = torch.full((B,), config.decoder_start_token_id, device=device)
     going, count = torch.ones(B, dtype=torch.bool, device=device), 0
     while count < S and going.any():
-        log_probability, best = writer.step(token, count).float().log_softmax(-1).max(-1)
+        log_probability, best = stepper.step(token, count).float().log_softmax(-1).max(-1)
         token = tokens[:, count] = torch.where(going, best, config.pad_token_id)
         scores[:, count] = log_probability * going
         for total, level in zip(attention, known.values(), strict=True):
-            total += level.looked / len(memory) * going[:, None]
-            level.looked.zero_()
+            total += level.attended / len(memory) * going[:, None]
+            level.attended.zero_()
         steps += going[:, None]
         going = going & (best != config.eos_token_id)
         if heard is not None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from btr.model.binarize import Binarizer, Known, safe_weight
 from btr.model.config import Mode, ReaderConfig
 from btr.model.merge import Schedule, Tokens
-from btr.model.pruning import Skim, features
+from btr.model.pruning import Pruner, features
 from btr.model.t5 import T5, RMSNorm
 
 
@@ -53,7 +53,7 @@ class FiD(nn.Module):
         self.t5 = t5
         self.config = config
         self.binarizer = Binarizer(t5.config.d_model, config.calibration, bits=config.bits)
-        self.skim: Skim | None = None  # fitted to these weights, when they are trained no more
+        self.pruner: Pruner | None = None  # fitted to these weights, when they are trained no more
 
     @property
     def join_norm(self) -> RMSNorm:
@@ -106,7 +106,7 @@ class FiD(nn.Module):
         bias = self.t5.encoder.bias(positions, positions < lengths[:, None])
         return self.t5.encoder.finish(self.t5.encoder(hidden, bias, self.config.k, None, normed))
 
-    def glance(self, hidden: Tensor, lengths: Tensor, question: int, normed: Tensor | None = None) -> Tensor:
+    def pruning_features(self, hidden: Tensor, lengths: Tensor, question: int, normed: Tensor | None = None) -> Tensor:
         """Return the `features` of rows as `join` takes them, `question` tokens first, (R, D + 1) float32.
 
         Of layer k+1 the question's own tokens are followed.

@@ -19,7 +19,7 @@ from torch import Tensor
 from btr import kernels
 from btr.kernels import Matrix, Norm
 from btr.model.elementwise import gelu_table, patterns
-from btr.model.memory import Level
+from btr.model.memory import LayerMemory
 from btr.model.t5 import T5, Attention, DecoderLayer, Linear, RMSNorm
 
 Vector = NDArray[np.float32]
@@ -37,8 +37,8 @@ def rounded(linear: Linear) -> Matrix:
 class Sublayers:
     """What a decoder layer is made of, as kernels take it."""
 
-    recall: kernels.Attention
-    look: kernels.Attention
+    self_attention: kernels.Attention
+    cross_attention: kernels.Attention
     wi: Matrix
     wo: Matrix
     gate: Matrix | None
@@ -47,13 +47,13 @@ class Sublayers:
     @classmethod
     def of(cls, layer: DecoderLayer) -> "Sublayers":
         """Take a layer apart, and round its matrices."""
-        recall, look = (
+        self_attention, cross_attention = (
             kernels.Attention(*map(rounded, (part.q, part.k, part.v, part.o)))
             for part in (layer.attention, layer.cross)
         )
         gate = None if layer.ffn.gate is None else rounded(layer.ffn.gate)
         norms = (norm_of(layer.attention_norm), norm_of(layer.cross_norm), norm_of(layer.ffn_norm))
-        return cls(recall, look, rounded(layer.ffn.wi), rounded(layer.ffn.wo), gate, norms)
+        return cls(self_attention, cross_attention, rounded(layer.ffn.wi), rounded(layer.ffn.wo), gate, norms)
 
 
 def norm_of(norm: RMSNorm) -> Norm:
@@ -74,7 +74,7 @@ class Matrices:
         return cls([Sublayers.of(layer) for layer in t5.decoder.layers], rounded(t5.head))
 
 
-def project(attention: Attention, level: Level) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+def project(attention: Attention, level: LayerMemory) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
     """Return keys and values (H, M, d) of the memory of one question, bfloat16 patterns.
 
     For a few passages that takes less time than asking the memory itself at each step.
@@ -83,10 +83,10 @@ def project(attention: Attention, level: Level) -> tuple[NDArray[np.uint16], NDA
     return patterns(keys), patterns(values)
 
 
-class RowWriter:
+class Int8Decoder:
     """The decoder of a T5, one position of one answer at a time."""
 
-    def __init__(self, t5: T5, levels: Sequence[Level], length: int, matrices: Matrices) -> None:
+    def __init__(self, t5: T5, levels: Sequence[LayerMemory], length: int, matrices: Matrices) -> None:
         config, decoder = t5.config, t5.decoder
         self.t5, self.levels, self.matrices = t5, levels, matrices
         positions = torch.arange(length)[None]
@@ -103,9 +103,9 @@ class RowWriter:
         row = self.t5.embedding.weight[int(token)].float().numpy().copy()
         for number, layer in enumerate(self.matrices.layers):
             keys, values = self.caches[number]
-            kernels.recall(row, layer.norms[0], layer.recall, keys, values, self.bias, t, self.threads)
+            kernels.self_attend(row, layer.norms[0], layer.self_attention, keys, values, self.bias, t, self.threads)
             self._look(row, number)
-            kernels.feed(row, layer.norms[2], layer.wi, layer.wo, layer.gate, self.table, self.threads)
+            kernels.feed_forward(row, layer.norms[2], layer.wi, layer.wo, layer.gate, self.table, self.threads)
         last = normed(row, self.norm)
         if self.t5.config.scale_decoder_outputs:
             last *= np.float32(self.t5.config.d_model**-0.5)
@@ -116,10 +116,10 @@ class RowWriter:
         layer, level, memory, threads = (
             self.matrices.layers[number], self.levels[number], self.memories[number], self.threads,
         )  # fmt: skip
-        q, k, v, o = layer.look
+        q, k, v, o = layer.cross_attention
         if memory is not None:
-            bias, looked = level.bias[0, 0].float().numpy(), level.looked[0].numpy()
-            kernels.look(row, layer.norms[1], q, o, memory[0], memory[1], bias, looked, threads)
+            bias, attended = level.bias[0, 0].float().numpy(), level.attended[0].numpy()
+            kernels.cross_attend(row, layer.norms[1], q, o, memory[0], memory[1], bias, attended, threads)
             return
         heads = self.t5.config.num_heads
         query = kernels.multiply(q, normed(row, layer.norms[1])[None], threads)
@@ -128,7 +128,7 @@ class RowWriter:
         row += kernels.multiply(o, kernels.multiply(v, found, threads)[None], threads)
 
 
-def few(level: Level) -> bool:
+def few(level: LayerMemory) -> bool:
     """Whether a memory is so small that it is projected."""
     return level.tokens.hidden.shape[1] <= FEW
 

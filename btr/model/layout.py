@@ -121,11 +121,11 @@ class Halves:
         return Halves(self.asked, [bits.average(stream) for stream in self.read], bits.lengths)
 
 
-def first_look(model: Model, halves: Halves) -> Tensor:
-    """Let the question look at each passage once: the features of `Skim`, (N, D + 1)."""
+def pruning_features(model: Model, halves: Halves) -> Tensor:
+    """Let the question attend to each passage in layer k+1: the features of `Pruner`, (N, D + 1)."""
     batches, Q = list(length_batches(halves.rows, BATCH_TOKENS)), len(halves.asked[0])
     laid = (halves.batch(batch) for batch in batches)
-    found = torch.cat([model.glance(filled[0], lengths, Q, *filled[1:]) for filled, lengths in laid])
+    found = torch.cat([model.pruning_features(filled[0], lengths, Q, *filled[1:]) for filled, lengths in laid])
     return found[torch.tensor([i for batch in batches for i in batch]).argsort()]
 
 

@@ -13,15 +13,15 @@ from btr.model.merge import Tokens
 
 
 @dataclass(frozen=True, eq=False)
-class Level:
-    """A memory with its bias (B, 1, M); looked (B, M): the attention it has had, averaged over heads, float32."""
+class LayerMemory:
+    """A memory with its bias (B, 1, M); attended (B, M): the attention it has had, averaged over heads, float32."""
 
     tokens: Tokens
     bias: Tensor
-    looked: Tensor
+    attended: Tensor
 
     @classmethod
-    def of(cls, tokens: Tokens, proportional: bool) -> "Level":
+    def of(cls, tokens: Tokens, proportional: bool) -> "LayerMemory":
         """Prepare a memory for attention; proportional adds the log of their sizes to its keys."""
         bias = memory_bias(tokens, tokens.hidden.dtype, proportional)[:, 0]
         return cls(tokens, bias, torch.zeros_like(bias[:, 0], dtype=torch.float32))
@@ -31,5 +31,5 @@ class Level:
         memory = self.tokens.hidden
         scores = torch.bmm(memory, asked.mT).mT.contiguous()  # a third faster than (B, H, M) at once
         weights = (scores + self.bias).softmax(-1)
-        self.looked.add_(weights.float().mean(1))
+        self.attended.add_(weights.float().mean(1))
         return torch.bmm(weights, memory)

@@ -1,7 +1,7 @@
-"""Skim passages: see from one look of the question which of them are worth reading to the end.
+"""Prune passages by a linear score of the question's states after layer k+1: which are worth reading to the end.
 
-Before layers k+1..n read every row, the question's tokens alone go through layer k+1 and look at each passage there, a
-small part of one layer. A linear score of their mean state, and of how alike the words of both are, orders the
+Before layers k+1..n read every row, the question's tokens alone go through layer k+1 and attend to each passage there,
+a small part of one layer. A linear score of their mean state, and of how alike the words of both are, orders the
 passages; the best are read, the others left. The weights are fitted to what the reader itself makes of each passage in
 the end, by ridge regression: no gradients, and some hundred questions are enough.
 
@@ -19,7 +19,7 @@ RIDGE = 0.05  # of a feature's own variance
 
 
 def features(asked: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Return what a first look tells of rows, (R, D + 1) float32.
+    """Return the pruning features of rows, (R, D + 1) float32.
 
     That is the mean of the question's states (R, Q, D) after it, and the mean over the Q question tokens, with which
     rows of tokens (R, T, D), lengths (R,), begin, of the greatest cosine with a token of the passage.
@@ -33,8 +33,8 @@ def features(asked: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
     return torch.cat((asked.float().mean(1), alike[:, None]), 1)
 
 
-class Skim(nn.Module):
-    """Scores passages by the features of a first look, (N, D + 1): weights (D + 1,), float32."""
+class Pruner(nn.Module):
+    """Scores passages by their pruning features, (N, D + 1): weights (D + 1,), float32."""
 
     weight: Tensor
 
@@ -43,16 +43,16 @@ class Skim(nn.Module):
         self.register_buffer("weight", torch.zeros(width + 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return how promising passages are, (N,), for an order among those of one question."""
+        """Return the pruning scores of passages, (N,), for an order among those of one question."""
         return features.float() @ self.weight.float()
 
     def best(self, features: Tensor, count: int) -> list[int]:
-        """Return the `count` most promising passages in their own order; of equals the first."""
+        """Return the `count` passages of the highest score in their own order; of equals the first."""
         order = self(features).argsort(descending=True, stable=True)
         return sorted(int(i) for i in order[:count])
 
     @classmethod
-    def fit(cls, samples: Iterable[tuple[Tensor, Tensor]]) -> "Skim":
+    def fit(cls, samples: Iterable[tuple[Tensor, Tensor]]) -> "Pruner":
         """Fit to questions' features (N, D + 1) and what the reader made of the same passages in the end, (N,).
 
         Only differences between the passages of one question count.
@@ -71,6 +71,6 @@ class Skim(nn.Module):
         gram, right = sums
         variance = gram.diagonal().clone()
         gram.diagonal().add_(RIDGE * variance + 1e-12 * variance.mean() + 1e-30)
-        skim = cls(len(right) - 1)
-        skim.weight.copy_(torch.linalg.solve(gram, right))
-        return skim
+        pruner = cls(len(right) - 1)
+        pruner.weight.copy_(torch.linalg.solve(gram, right))
+        return pruner

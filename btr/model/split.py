@@ -17,7 +17,7 @@ from btr.model.bert import Bert
 from btr.model.binarize import Binarizer, Known
 from btr.model.config import Mode, ReaderConfig
 from btr.model.fid import Rows
-from btr.model.pruning import Skim, features
+from btr.model.pruning import Pruner, features
 
 
 class SplitBert(nn.Module):
@@ -39,7 +39,7 @@ class SplitBert(nn.Module):
         self.bert = bert
         self.config = config
         self.binarizer = Binarizer(bert.config.hidden_size, config.calibration, bits=config.bits)
-        self.skim: Skim | None = None  # fitted to these weights, when they are trained no more
+        self.pruner: Pruner | None = None  # fitted to these weights, when they are trained no more
         if config.unread and config.unread[-1] >= bert.config.vocab_size:
             raise ValueError(
                 f"unread token {config.unread[-1]} is none of {bert.config.vocab_size}; give ids of tokens"
@@ -175,7 +175,7 @@ class SplitBert(nn.Module):
         """
         return self.bert(hidden, unpadded(lengths, hidden.shape[1]), self.config.k)
 
-    def glance(self, hidden: Tensor, lengths: Tensor, question: int, normed: Tensor | None = None) -> Tensor:
+    def pruning_features(self, hidden: Tensor, lengths: Tensor, question: int, normed: Tensor | None = None) -> Tensor:
         """Return the `features` of rows as `join` takes them, `question` tokens first, (R, D + 1) float32.
 
         Of layer k+1 the question's own tokens are followed.

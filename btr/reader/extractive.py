@@ -89,7 +89,7 @@ class Extractive(BertRows):
         places = inside + (first + held.question + before)[passage]
         return Pointable(first[read], starts, counts, places, passage, np.concatenate(tokens))
 
-    def promise(self, states: Tensor, held: Memory) -> Tensor:
+    def passage_score(self, states: Tensor, held: Memory) -> Tensor:
         """Return what speaks for each passage: the logits of start and end of its best short span, (N,) float32."""
         where = self._pointable(held)
         start, end = (values.numpy() for values in self.model.point(states[torch.from_numpy(where.places)]))

@@ -89,7 +89,7 @@ class Generative:
             read_off(generation, b, holding, self.tokenizer, eos, mode, watch.seconds) for b, holding in enumerate(held)
         ]
 
-    def promise(self, states: Tensor, held: Memory) -> Tensor:
+    def passage_score(self, states: Tensor, held: Memory) -> Tensor:
         """Return what speaks for each passage: the logarithm of its evidence for a short answer, (N,) float32."""
         [answer] = self.answer([(states, held)], "binary", SHORT, Stopwatch())
         return torch.from_numpy(answer.evidence).clamp(min=LEAST).log()

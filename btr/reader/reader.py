@@ -27,7 +27,7 @@ from btr.model.config import Mode, ReaderConfig
 from btr.model.fid import FiD
 from btr.model.int8_decoding import Matrices
 from btr.model.kinds import Model
-from btr.model.layout import Halves, MergedRows, first_look, in_batches, length_batches, pad, steady
+from btr.model.layout import Halves, MergedRows, in_batches, length_batches, pad, pruning_features, steady
 from btr.model.merge import Preset, Schedule
 from btr.model.weights import resolve
 from btr.reader.answer import Answer, Listener, Memory, Stopwatch
@@ -132,7 +132,7 @@ class Reader:
     @property
     def prunes(self) -> bool:
         """Whether it can read some of the passages to the end, and leave the others."""
-        return self.model.skim is not None
+        return self.model.pruner is not None
 
     @property
     def D(self) -> int:
@@ -274,7 +274,7 @@ class Reader:
 
         merge: how much passage tokens are merged on the way (`schedule`), in modes float and binary; None: not at all.
         prune: how many passages are read to the end, those that a first look at the bits (in mode float, the states)
-            says are worth it (`Skim`); 0: all. In mode full these few are then read with the question, nothing kept
+            says are worth it (`Pruner`); 0: all. In mode full these few are then read with the question, nothing kept
             apart, from their tokens.
 
         Raises:
@@ -335,11 +335,11 @@ class Reader:
                 states = self._full(question, ids)
             return states, Memory.whole(Q, tuple(titled(given)), tuple(map(np.array, ids)))
         halves, held = self._apart(question, given, "binary" if mode == "full" else mode, watch)
-        if not looks or self.model.skim is None:
+        if not looks or self.model.pruner is None:
             with watch("encode"):
                 return self._join(halves, merge), held
         with watch("look"):
-            chosen = self.model.skim.best(first_look(self.model, halves), prune)
+            chosen = self.model.pruner.best(pruning_features(self.model, halves), prune)
         with watch("encode"):
             if mode == "full":
                 memory: Tensor | MergedRows = self._full(question, [held.ids[i].tolist() for i in chosen])
@@ -364,8 +364,8 @@ class Reader:
         return halves, Memory(len(question), tuple(halves.rows), tuple(titled(given)), tuple(ids), tuple(parts))
 
     @torch.inference_mode()
-    def skimmed(self, question: str, passages: Sequence[PassageText]) -> tuple[Tensor, Tensor]:
-        """Return what `Skim.fit` takes of a question: features of a first look (N, D + 1), and what came of each, (N,).
+    def pruning_samples(self, question: str, passages: Sequence[PassageText]) -> tuple[Tensor, Tensor]:
+        """Return what `Pruner.fit` takes of a question: pruning features (N, D + 1), and what came of each, (N,).
 
         Raises:
             InputError: a reader without k, or as `answer`.
@@ -375,7 +375,8 @@ class Reader:
             raise InputError("no passages to look at; pass at least one")
         ids = self.question_ids(question)
         halves, held = self._apart(ids, passages, "binary", Stopwatch())
-        return first_look(self.model, halves), self._text.promise(in_batches(halves.rows, self._joiner(halves)), held)
+        scores = self._text.passage_score(in_batches(halves.rows, self._joiner(halves)), held)
+        return pruning_features(self.model, halves), scores
 
     def _join(self, halves: Halves, merge: Schedule | None) -> Tensor | MergedRows:
         if merge is not None and isinstance(self.model, FiD | BertFiD):

@@ -49,7 +49,7 @@ def check_prune(model: Model, prune: int, name: str) -> None:
         raise InputError(f"prune is {prune!r}; give the number of passages to read to the end, 0 for all")
     if not prune:
         return
-    if model.skim is None:
+    if model.pruner is None:
         raise InputError(
             f"reader {name} has no skim.safetensors fitted to its weights, so it cannot prune; make it with: "
             "python -m btr.train skim --reader FOLDER --questions FILE"

@@ -75,26 +75,26 @@ def test_sublayers_are_those_of_float64(back_end: str, threads: int) -> None:
     weights = softmax(np.einsum("hd,hsd->hs", (whole(q) @ x).reshape(H, d), seen_keys) + bias[:, 2, :3])
     expected = row + whole(o) @ np.einsum("hs,hsd->hd", weights, seen_values).reshape(-1)
     found = row.copy()
-    kernels.recall(found, norm, kernels.Attention(q, k, v, o), keys, values, bias, 2, threads)
+    kernels.self_attend(found, norm, kernels.Attention(q, k, v, o), keys, values, bias, 2, threads)
     assert found == pytest.approx(expected, abs=2e-5 * abs(expected).max())
     assert keys[:, 2] == pytest.approx(new[0][:, 0], abs=1e-5)
 
     there, what = (narrow(rng.normal(size=(H, M, d)).astype(np.float32)) for _ in range(2))
-    shift, looked = rng.normal(size=M).astype(np.float32), np.full(M, 0.5, np.float32)
+    shift, attended = rng.normal(size=M).astype(np.float32), np.full(M, 0.5, np.float32)
     shift[-5:] = np.float32(-3e38)  # padding
     weights = softmax(np.einsum("hd,hmd->hm", (whole(q) @ x).reshape(H, d), widen(there).astype("f8")) + shift)
     expected = row + whole(o) @ np.einsum("hm,hmd->hd", weights, widen(what).astype("f8")).reshape(-1)
     found = row.copy()
-    kernels.look(found, norm, q, o, there, what, shift, looked, threads)
+    kernels.cross_attend(found, norm, q, o, there, what, shift, attended, threads)
     assert found == pytest.approx(expected, abs=2e-5 * abs(expected).max())
-    assert looked == pytest.approx(0.5 + weights.mean(0), abs=1e-6) and (looked[-5:] == 0.5).all()
+    assert attended == pytest.approx(0.5 + weights.mean(0), abs=1e-6) and (attended[-5:] == 0.5).all()
 
     with np.errstate(invalid="ignore"):  # some patterns are signalling NaNs
         table = widen(np.arange(2**16, dtype=np.uint16)) * np.float32(0.5)  # halving tells what was looked up
     opened = widen(narrow((whole(gate) @ x).astype(np.float32))) * 0.5
     for one, inner in ((None, np.maximum(whole(wi) @ x, 0)), (gate, whole(wi) @ x * opened)):
         expected, found = row + whole(wo) @ inner, row.copy()
-        kernels.feed(found, norm, wi, wo, one, table, threads)
+        kernels.feed_forward(found, norm, wi, wo, one, table, threads)
         # a gate that lies on the edge between two bfloat16 may be rounded to the other, 2^-8 of it off
         assert found == pytest.approx(expected, abs=(2e-5 if one is None else 2e-3) * abs(expected).max())
 

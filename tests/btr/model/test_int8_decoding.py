@@ -71,8 +71,8 @@ def test_rounded_reader_writes_single_answers_only(
     reader = Reader(tiny_reader.model, tiny_reader.tokenizer)
     reader.round_decoder()
     steps: list[int] = []
-    step = single.RowWriter.step
-    monkeypatch.setattr(single.RowWriter, "step", lambda self, token, t: (steps.append(t), step(self, token, t))[1])
+    step = single.Int8Decoder.step
+    monkeypatch.setattr(single.Int8Decoder, "step", lambda self, token, t: (steps.append(t), step(self, token, t))[1])
     questions = ["Who built the lighthouse?", "salt"]
     together = reader.answer_batch(questions, [tiny_passages] * 2, "binary", 4)
     plain = tiny_reader.answer_batch(questions, [tiny_passages] * 2, "binary", 4)

@@ -14,7 +14,7 @@ from torch import Tensor
 from btr.corpus import Passage
 from btr.errors import InputError
 from btr.model.fid import FiD
-from btr.model.pruning import Skim
+from btr.model.pruning import Pruner
 from btr.model.span import SpanReader
 from btr.reader import Reader
 from btr.reader.answer import Answer
@@ -120,7 +120,7 @@ def test_t5_glances_as_its_whole_layer_does(pruning_t5: Reader, normed: bool) ->
     u = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(2)) if normed else model.join_norm(hidden)
     encoder = model.t5.encoder
     with torch.inference_mode():
-        found = model.glance(hidden.clone(), lengths, question, u if normed else None)
+        found = model.pruning_features(hidden.clone(), lengths, question, u if normed else None)
         for r, n in enumerate(lengths.tolist()):
             row, positions = slice(r, r + 1), torch.arange(n)[None]
             bias = encoder.bias(positions, torch.ones(1, n, dtype=torch.bool))
@@ -154,7 +154,7 @@ def test_pruned_answer_is_that_of_the_passages_read(
 def test_winner_keeps_its_span_if_it_is_read(pruning_reader: Reader, tiny_passages: list[Passage]) -> None:
     kept = 0
     turned = copy.deepcopy(pruning_reader)  # whose best are the worst of the other
-    turned.model.skim.weight.neg_()  # type: ignore[union-attr,operator]
+    turned.model.pruner.weight.neg_()  # type: ignore[union-attr,operator]
     for question, one in itertools.product(QUESTIONS, (pruning_reader, turned)):
         plain = one.answer(question, tiny_passages, "binary")
         for prune in (1, 2, 3, 4):
@@ -186,7 +186,7 @@ def test_glance_is_what_the_whole_layer_says_of_the_question(pruning_reader: Rea
     assert isinstance(model, SpanReader)
     hidden, lengths = rows(pruning_reader, [30, 17, 7])
     with torch.inference_mode():
-        found = model.glance(hidden, lengths, question)
+        found = model.pruning_features(hidden, lengths, question)
         for r, n in enumerate(lengths.tolist()):
             row = hidden[r : r + 1, :n]
             state = model.bert(row, None, pruning_reader.config.k, pruning_reader.config.k + 1)[0, :question].mean(0)
@@ -198,10 +198,10 @@ def test_glance_is_what_the_whole_layer_says_of_the_question(pruning_reader: Rea
 
 
 def test_best_are_in_their_own_order_and_of_equals_the_first() -> None:
-    skim = Skim(1)
-    skim.weight.copy_(torch.tensor([1.0, 10.0]))
+    pruner = Pruner(1)
+    pruner.weight.copy_(torch.tensor([1.0, 10.0]))
     features = torch.tensor([[3.0, 0.0], [0.0, 0.5], [5.0, 0.0], [1.0, 0.0], [0.0, 0.5]])
-    assert [skim.best(features, n) for n in (1, 2, 3, 9)] == [[1], [1, 2], [1, 2, 4], [0, 1, 2, 3, 4]]
+    assert [pruner.best(features, n) for n in (1, 2, 3, 9)] == [[1], [1, 2], [1, 2, 4], [0, 1, 2, 3, 4]]
 
 
 def test_fit_finds_what_tells_passages_of_a_question_apart() -> None:
@@ -211,10 +211,10 @@ def test_fit_finds_what_tells_passages_of_a_question_apart() -> None:
     drawn = [torch.randn(4, 4, generator=generator) for _ in range(200)]
     shifts = [50 * torch.randn(1, generator=generator) for _ in drawn]  # a question may be hard: no passage's merit
     samples = [((x + s) * scale, x @ weights + s) for x, s in zip(drawn, shifts, strict=True)]
-    skim = Skim.fit([*samples, (torch.ones(1, 4), torch.ones(1))])
-    assert (skim.weight * scale) == pytest.approx(weights, rel=0.08)
+    pruner = Pruner.fit([*samples, (torch.ones(1, 4), torch.ones(1))])
+    assert (pruner.weight * scale) == pytest.approx(weights, rel=0.08)
     with pytest.raises(InputError, match="no question has two passages"):
-        Skim.fit([(torch.ones(1, 4), torch.ones(1))])
+        Pruner.fit([(torch.ones(1, 4), torch.ones(1))])
 
 
 @pytest.mark.parametrize("prune", [-1, True, 1.5, "2", None])
@@ -249,7 +249,7 @@ def test_folder_keeps_the_weights_as_long_as_they_fit(
     with torch.no_grad():
         loaded.model.bert.layers[2].wi.bias[0] += 1  # type: ignore[union-attr,index]
     (tmp_path / "skim.safetensors").rename(tmp_path / "kept")
-    loaded.model.skim = None  # type: ignore[assignment]
+    loaded.model.pruner = None  # type: ignore[assignment]
     loaded.save_pretrained(tmp_path)
     (tmp_path / "kept").rename(tmp_path / "skim.safetensors")
     assert not Reader.from_pretrained(tmp_path).prunes

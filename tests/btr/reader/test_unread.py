@@ -13,7 +13,7 @@ from btr.corpus import Passage
 from btr.errors import InputError
 from btr.model.checkpoint import configured
 from btr.model.config import ConfigError, Mode, ReaderConfig
-from btr.model.pruning import Skim
+from btr.model.pruning import Pruner
 from btr.model.span import SpanReader
 from btr.reader import Reader
 from btr.reader.extractive import best_span
@@ -31,8 +31,8 @@ def reader(span_reader: Reader, tiny_passages: list[Passage]) -> Reader:
     config = replace(span_reader.config, calibration="predictive", bits=40, unread=unread)
     made = Reader(configured(span_reader.model, config), span_reader.tokenizer)
     made.calibrate(tiny_passages)
-    made.model.skim = Skim(made.D)
-    made.model.skim.weight.copy_(torch.randn(made.D + 1, generator=torch.Generator().manual_seed(5)))
+    made.model.pruner = Pruner(made.D)
+    made.model.pruner.weight.copy_(torch.randn(made.D + 1, generator=torch.Generator().manual_seed(5)))
     return made
 
 

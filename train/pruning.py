@@ -1,4 +1,4 @@
-"""Fit what a reader skims passages with, so that it can read a few of many to the end."""
+"""Fit the pruner of a reader, so that it reads a few of many passages to the end: `btr train skim`."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -9,14 +9,14 @@ from torch import Tensor
 from btr.corpus import Question, read_questions
 from btr.errors import InputError
 from btr.eval.evidence import own_passages
-from btr.model.checkpoint import SKIM, save_skim
-from btr.model.pruning import Skim
+from btr.model.checkpoint import PRUNER, save_pruner
+from btr.model.pruning import Pruner
 from btr.reader import Reader
 
 EVERY = 10  # questions between two reports
 
 
-def fit_skim(
+def fit_pruner(
     path: str, questions: Sequence[str], limit: int, passages: int, dtype: str, say: Callable[[str], None]
 ) -> None:
     """Fit to `limit` questions, taken from the files in turn, and write it into the folder of the reader.
@@ -29,10 +29,9 @@ def fit_skim(
         raise InputError(f"--reader {path}: no such folder; give that of a reader, where skim.safetensors is to be")
     reader = Reader.from_pretrained(path, dtype=dtype)
     read = in_turn([read_questions(name) for name in questions])
-    skim = Skim.fit(skimmed(reader, itertools.islice(read, limit), passages, say))
-    reader.model.skim = skim
-    save_skim(reader.model, folder)
-    say(f"wrote {folder / SKIM}")
+    reader.model.pruner = Pruner.fit(pruning_samples(reader, itertools.islice(read, limit), passages, say))
+    save_pruner(reader.model, folder)
+    say(f"wrote {folder / PRUNER}")
 
 
 def in_turn(files: Sequence[Iterator[Question]]) -> Iterator[Question]:
@@ -41,14 +40,14 @@ def in_turn(files: Sequence[Iterator[Question]]) -> Iterator[Question]:
         yield from (question for question in row if question is not None)
 
 
-def skimmed(
+def pruning_samples(
     reader: Reader, questions: Iterator[Question], passages: int, say: Callable[[str], None]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield features and outcomes of each question's passages; one that cannot be read is left out."""
     left = 0
     for number, question in enumerate(questions, 1):
         try:
-            yield reader.skimmed(question.question, own_passages(question, passages))
+            yield reader.pruning_samples(question.question, own_passages(question, passages))
         except InputError:  # too long, or no passage, or one without text
             left += 1
         if number % EVERY == 0:

@@ -33,7 +33,7 @@ def test_fitted_reader_reads_first_what_it_would_have_quoted(
     assert f"wrote {tmp_path / 'reader' / 'skim.safetensors'}" in capsys.readouterr().err
     reader = Reader.from_pretrained(tmp_path / "reader")
     for question in QUESTIONS:  # 12 differences, 65 weights: what was fitted to is known, but for what the ridge takes
-        scores = reader.skimmed(question, tiny_passages)[1]
+        scores = reader.pruning_samples(question, tiny_passages)[1]
         answer = reader.answer(question, tiny_passages, "binary", prune=1)
         assert answer.span is not None
         assert scores.max() - scores[answer.span.passage] <= RIDGE * (scores.max() - scores.min())
@@ -52,7 +52,7 @@ def test_fitted_t5_reads_first_what_it_would_have_looked_at(
     reader = Reader.from_pretrained(tmp_path / "reader")
     for question in QUESTIONS:
         whole = reader.answer(question, tiny_passages, "binary", 16)
-        scores = reader.skimmed(question, tiny_passages)[1]
+        scores = reader.pruning_samples(question, tiny_passages)[1]
         assert scores.exp().numpy() == pytest.approx(whole.evidence, rel=1e-5)
         [read] = [
             n for n, part in enumerate(reader.answer(question, tiny_passages, "binary", prune=1).evidence) if part
