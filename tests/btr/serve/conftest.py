@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -192,11 +193,77 @@ def serving(desk: Desk) -> Iterator[int]:
             thread.join()
 
 
+class Page:
+    """The page, and what a person does with it."""
+
+    def __init__(self, browser: Any, port: int) -> None:
+        self.browser = browser
+        browser.get_log("browser")  # of the page before
+        browser.get(f"http://127.0.0.1:{port}/")
+
+    def find(self, selector: str) -> Any:
+        """Return what a selector names."""
+        return self.browser.find_element("css selector", selector)
+
+    def all(self, selector: str) -> list[Any]:
+        """Return all that a selector names."""
+        return self.browser.find_elements("css selector", selector)
+
+    def wait(self, true: Callable[[], object]) -> None:
+        """Wait until something is true."""
+        from selenium.common.exceptions import StaleElementReferenceException
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        gone = [StaleElementReferenceException]  # drawn anew while it was looked at
+        WebDriverWait(self.browser, 60, ignored_exceptions=gone).until(lambda _: true())
+
+    def text(self, selector: str) -> str:
+        """Return a text, hidden or not."""
+        return self.find(selector).get_attribute("textContent")
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """Return what a script returns."""
+        return self.browser.execute_script(script, *arguments)
+
+    def ask(self, question: str) -> None:
+        """Ask, and wait for the answer or what is in its place."""
+        box = self.find("#question")
+        box.clear()
+        box.send_keys(question + "\n")
+        self.wait(lambda: not self.find("#progress").is_displayed())
+
+    def answer_with(self, reply: dict[str, Any]) -> None:
+        """Let the next questions have this reply, whatever they are."""
+        sent = json.dumps(f"event: answer\ndata: {json.dumps(reply)}\n\n")
+        self.run(f"window.fetch = async () => new Response({sent})")
+
+    def focused(self) -> str:
+        """Return the id of what has the focus."""
+        return self.browser.switch_to.active_element.get_attribute("id")
+
+    @contextmanager
+    def on_phone(self, width: int) -> Iterator[None]:
+        """Make the window a phone's."""
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        yield
+        self.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+    @contextmanager
+    def in_colours(self, scheme: str) -> Iterator[None]:
+        """Prefer light or dark."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        yield
+        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
 class Kit(SimpleNamespace):
     """What the tests of the server share, for they cannot import one another."""
 
     D, TOKENS, WAIT, TITLES, TEXTS = D, TOKENS, WAIT, TITLES, TEXTS
     FakeReader = FakeReader
+    Page = Page
     serving: Callable[[Desk], AbstractContextManager[int]] = staticmethod(serving)
     make_desk = staticmethod(make_desk)
     send = staticmethod(send)
@@ -226,3 +293,29 @@ def port(desk: Desk) -> Iterator[int]:
     """The port of its server."""
     with serving(desk) as taken:
         yield taken
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A browser without a window."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install selenium)")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium and chromedriver on the PATH (apt install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    profile = tmp_path_factory.mktemp("profile")
+    flags = ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking")
+    for flag in (*flags, "disable-dev-shm-usage", f"user-data-dir={profile}", "window-size=1280,900"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+@pytest.fixture
+def page(browser: Any, port: int) -> Page:
+    """The page in that browser."""
+    return Page(browser, port)

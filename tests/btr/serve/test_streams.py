@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from btr.corpus import Passage
-from btr.model.decoding import Writer
+from btr.model.decoding import StepDecoder
 from btr.precompute import __main__ as precompute
 from btr.reader import Reader
 from btr.serve import AnswerRequest, Desk, Library, Service, Settings
@@ -162,15 +162,15 @@ def test_openai_client_gets_a_t5_word_by_word(kit: Any, service: Service) -> Non
 def test_who_hangs_up_is_decoded_no_further_and_others_are(
     kit: Any, service: Service, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    steps, step = 0, Writer.step
+    steps, step = 0, StepDecoder.step
 
-    def slow(self: Writer, token: Any, t: int) -> Any:
+    def slow(self: StepDecoder, token: Any, t: int) -> Any:
         nonlocal steps
         steps += 1
         time.sleep(0.02)
         return step(self, token, t)
 
-    monkeypatch.setattr(Writer, "step", slow)
+    monkeypatch.setattr(StepDecoder, "step", slow)
     desk = Desk(service)
     with kit.serving(desk) as port, ThreadPoolExecutor() as pool:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
