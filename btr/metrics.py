@@ -8,7 +8,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -71,6 +71,11 @@ def bootstrap(values: Sequence[float], rounds: int = ROUNDS, seed: int = 0) -> t
     return _interval(_resampled((values,), rounds, seed)[:, 0])
 
 
+def percent(values: Sequence[float]) -> list[float]:
+    """Return the mean of values and its 95 % interval, in per cent."""
+    return [round(100 * value, 2) for value in (mean(values), *bootstrap(values))]
+
+
 def retention(
     values: Sequence[float], base: Sequence[float], rounds: int = ROUNDS, seed: int = 0
 ) -> tuple[float, float, float]:
@@ -89,6 +94,23 @@ def retention(
     drawn = _resampled((values, base), rounds, seed)
     drawn = drawn[drawn[:, 1] > 0]
     return (sum(values) / sum(base), *_interval(drawn[:, 0] / drawn[:, 1]))
+
+
+def interval_of(
+    statistic: Callable[[np.ndarray], float], n: int, rounds: int = ROUNDS, seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95 % interval of a statistic of which of `n` examples were drawn, (n,) numbers from 0.
+
+    A draw that has no such figure (not a number) is left out.
+
+    Raises:
+        ValueError: no examples.
+    """
+    if not n:
+        raise ValueError("no examples to take an interval over; give at least one")
+    drawn = np.random.RandomState(seed)
+    found = np.array([statistic(drawn.randint(0, n, n)) for _ in range(rounds)])
+    return _interval(found[~np.isnan(found)])
 
 
 def _resampled(columns: Sequence[Sequence[float]], rounds: int, seed: int) -> np.ndarray:

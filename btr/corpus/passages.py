@@ -17,7 +17,7 @@ Passages (`read_passages`):
 Questions (`read_questions`):
     Atlas, FiD  {"id"?, "question", "answers", "ctxs"? or "passages"?: [{"id"?, "title"?, "text", "is_gold"?}, ...]}
     DPR         the same, with "positive_ctxs", "negative_ctxs" and "hard_negative_ctxs"
-    SQuAD       its own file, or {"id", "question", "context", "title"?, "answers": {"text": [...]}}
+    SQuAD       its own file, or {"id", "question", "context", "title"?, "answers": {"text": [...]}, "is_impossible"?}
     HotpotQA    {"_id", "question", "answer", "context": [[title, [sentence, ...]], ...], "supporting_facts"}
     FlashRAG    {"id", "question", "golden_answers", "choices"?}
     MMLU        {"question", "options", "answer"}           options as {"A": ...} or a list; the answer is the letter
@@ -324,6 +324,8 @@ def _question(record: Record, number: int, tally: Tally) -> Question:
 
 
 def _answers(record: Record, asked: str, tally: Tally) -> tuple[str, ...]:
+    if any(record.get(name) is True for name in ("unanswerable", "is_impossible")):
+        return ()  # whatever is given is one that only seems right
     names = ("label",) if asked == "claim" else ("answers", "golden_answers", "answer", "target")
     name = next((name for name in names if record.get(name) is not None), None)
     if name is None:

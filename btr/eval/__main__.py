@@ -135,7 +135,7 @@ class Evaluation:
         if kind == "question" and question.answers:
             row["found"] = float(any(holds_answer(p.text, question.answers) for p in passages))
         if not question.answers:  # right if none is given, as in SQuAD 2.0
-            right = float(row.get("no_answer", 1.0) >= NO_ANSWER)
+            right = float("unread" not in row and row.get("no_answer", 1.0) > NO_ANSWER)
             return row | {"em": right, "f1": right}
         return row | score(text, question, kind)
 

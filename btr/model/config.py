@@ -36,6 +36,15 @@ def check_amount(name: str, value: object, below: float = math.inf) -> None:
         raise ConfigError(f"{name} is {value!r}; use a number of at least 0 and below {below:g}")
 
 
+def check_line(values: object) -> tuple[float, float]:
+    """Return a (slope, intercept); ConfigError for what is none, or does not rise."""
+    if isinstance(values, list | tuple) and len(values) == 2 and all(type(v) in (int, float) for v in values):
+        slope, intercept = map(float, values)
+        if 0 < slope < math.inf and math.isfinite(intercept):
+            return slope, intercept
+    raise ConfigError(f"no_answer_calibration is {values!r}; use [slope, intercept], the slope above 0, or null")
+
+
 @dataclass(frozen=True)
 class T5Config:
     """Shape of a T5: 1.0 (ReLU, tied head, scaled output) or 1.1 / LM-adapt / Flan (gated GELU, own head, no scaling).
@@ -207,6 +216,8 @@ class ReaderConfig:
     unread are ids of tokens that layers k+1..n do not see of a passage, in modes float and binary: stop words and
     punctuation, of which nothing is kept but the id. The layers below have read them; their places stay empty.
     no_answer_above is the probability that no passage answers over which a span reader abstains; None: it never does.
+    no_answer_calibration is the (slope, intercept) of the log-odds of a span reader's no_answer, fitted to its weights
+    (`btr train calibrate`); None: they are as they are.
     """
 
     k: int = 0
@@ -218,6 +229,7 @@ class ReaderConfig:
     max_passage_tokens: int = 320
     unread: tuple[int, ...] = ()
     no_answer_above: float | None = field(default=None, repr=False)  # what is read and found does not depend on it
+    no_answer_calibration: tuple[float, float] | None = None
     format_version: int = 1
 
     def __post_init__(self) -> None:
@@ -244,6 +256,8 @@ class ReaderConfig:
         above = self.no_answer_above
         if above is not None and (isinstance(above, bool) or not isinstance(above, int | float) or not 0 <= above <= 1):
             raise ConfigError(f"no_answer_above is {above!r}; use a probability from 0 to 1, or leave it out")
+        if (line := self.no_answer_calibration) is not None:
+            object.__setattr__(self, "no_answer_calibration", check_line(line))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ReaderConfig":

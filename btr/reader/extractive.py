@@ -4,6 +4,7 @@ Start and end are each one probability distribution over the texts of all passag
 of every row. The answer is the likeliest pair within one passage, quoted by its character offsets.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,7 +73,8 @@ class Extractive(BertRows):
             text, score, mode, dict(watch.seconds), tokens,
             (evidence / max(evidence.sum(), 1e-300)).astype(np.float32),
             tuple(per_token(where, looked, n, len(ids)) for n, ids in enumerate(held.ids)),
-            span, min(float(np.exp(start[:rows]).sum()), 1.0), rows,
+            span, calibrated(min(float(np.exp(start[:rows]).sum()), 1.0), self.model.config.no_answer_calibration),
+            rows,
         )  # fmt: skip
 
     def _pointable(self, held: Memory) -> Pointable:
@@ -115,6 +117,14 @@ class Extractive(BertRows):
             return self.tokenizer.decode(tokens).removeprefix("##"), tuple(tokens), None
         span = Span(n, offsets[start - begun][0], end_of_letter(text, offsets[stop - begun - 1][1]))
         return text[span.start : span.end], tuple(tokens), span
+
+
+def calibrated(no_answer: float, line: tuple[float, float] | None) -> float:
+    """Return a probability whose log-odds lie on a line (slope, intercept) over those of `no_answer`; None: itself."""
+    if line is None or not 0 < no_answer < 1:
+        return no_answer
+    slope, intercept = line
+    return 1 / (1 + math.exp(min(slope * (math.log1p(-no_answer) - math.log(no_answer)) - intercept, 700.0)))
 
 
 def per_token(where: Pointable, looked: np.ndarray, n: int, length: int) -> np.ndarray:

@@ -139,6 +139,9 @@ def test_corpus_passages_under_other_names(tmp_path: Path, fields: dict[str, obj
         ({"answers": {"text": ["red", "red", "blue"], "answer_start": [1, 1, 2]}}, ("red", "blue")),
         ({"answers": [{"text": "red", "answer_start": 1}]}, ("red",)),
         ({"answer": {"value": "Yemen", "aliases": ["Yemen", "YE"], "type": "x"}}, ("Yemen", "YE")),
+        ({"answers": ["seems right"], "unanswerable": True}, ()),
+        ({"answers": ["right"], "unanswerable": False, "is_impossible": False}, ("right",)),
+        ({"answers": {"text": ["seems right"]}, "is_impossible": True}, ()),
     ],
 )
 def test_corpus_answers_as_data_sets_have_them(

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from btr.eval.figures import Run, describe, percent, recall, table
+from btr.eval.figures import Run, describe, recall, table
+from btr.metrics import percent
 from btr.model.config import Mode
 
 FULL = [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]  # 4 of 8

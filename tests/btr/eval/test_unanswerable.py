@@ -46,9 +46,13 @@ def test_silence_is_right_where_there_is_no_answer(
     (row,) = figures["rows"]
     assert (row["questions"], row["em"][0], row["found"][0]) == (2, 50.0, 50.0)
     assert (row["no_answer"][0], row["refused"][0]) == (50.0, 50.0)
+    known = row["abstention"]
+    assert (known["above"], known["best_above"], known["em"][0], known["best_em"][0]) == (0.5, 0.15, 50.0, 75.0)
+    assert (known["auroc"][0], known["coverage"][0]) == (62.5, 25.0)
     assert evaluate(file, span_reader, "--out", str(file.parent / "out.jsonl")) == 0
     out = capsys.readouterr().out
-    assert "2 questions of" in out and "to 2 questions without answers" in out and "no passages: 1" in out
+    assert "2 questions of" in out and "none of 2 questions without answers" in out and "no passages: 1" in out
+    assert "full, silent above 0.5: EM 50.0 [" in out and "; AUROC 62.5 [" in out
     kept = [json.loads(line) for line in (file.parent / "out.jsonl").read_text().splitlines()[1:]]
     assert [(row["question"], row["em"]) for row in kept] == list(zip(SURE, (1.0, 0.0, 1.0, 0.0), strict=True))
 
