@@ -73,6 +73,8 @@ def add_errors(app: FastAPI, desk: Desk) -> None:
         headers, said = dict(error.headers or {}), str(error.detail)
         if error.status_code == 404:
             said = _unknown(app, request)
+        elif error.status_code == 400:  # FastAPI, of a body that Python cannot take for text or JSON
+            said = "the body cannot be read: it is not UTF-8, nested too deeply, or has a number of too many digits"
         elif error.status_code == 405:
             said = f"{request.method[:10]} is not answered here; use {headers.get('Allow', 'another method')}"
         return error_response(error.status_code, said, code, headers)

@@ -46,6 +46,7 @@ def test_answer_is_empty_beside_its_best_guess(kit: Any, port: int, reader: Any,
     assert reply["citation"]["end"] == 3
     told = kit.ask(port, no_answer_above=0.25, **evidence)
     assert told["answer"] == "Ada Berg" and "best_guess" not in told
+    assert "\nbtr_abstained_total 1.0\n" in kit.send(port, "GET", "/metrics")[2]
 
 
 def test_batch_and_stream_abstain_too(kit: Any, port: int) -> None:

@@ -40,6 +40,8 @@ def test_no_word_of_pydantic_reaches_a_client(kit: Any, reader: Any, path: str) 
         ({"question": "Who?", "xyzzy": 1}, "xyzzy: there is no such field"),
         ({"question": "Who?", "top_k": "3"}, "top_k: a whole number is wanted, not '3'"),
         ({"question": "Who?", "prune": -1}, "prune: a number of at least 0 is wanted, not -1"),
+        ({"question": "Who?", "merge_ratio": 2}, "merge_ratio: a number of at most 0.5 is wanted, not 2"),
+        ('{"question": "Who?", "timeout": NaN}', "timeout: a number over 0 is wanted, not NaN"),
         ({"question": ["Who?"]}, "question: text is wanted, not a list of 1"),
         ({"question": "Who?", "mode": "x" * 50}, f"mode: 'full', 'float' or 'binary' is wanted, not '{'x' * 40}…'"),
         ({"question": None, "ids": 1}, "ids: a list is wanted, not 1; question: text is wanted, not null"),
@@ -52,6 +54,13 @@ def test_no_word_of_pydantic_reaches_a_client(kit: Any, reader: Any, path: str) 
 def test_fault_names_field_and_what_is_wanted(kit: Any, port: int, body: Any, said: str) -> None:
     status, _, reply = kit.send(port, "POST", "/v1/answer", body)
     assert (status, reply["error"]["message"]) == (422, said)
+
+
+@pytest.mark.parametrize("body", ["[" * 9_000, b'{"question": "\xff"}', '{"top_k": ' + "1" * 5000 + "}"])
+def test_body_that_python_cannot_read_is_told_why(kit: Any, port: int, body: Any) -> None:
+    status, _, reply = kit.send(port, "POST", "/v1/answer", body)
+    assert (status, reply["error"]["code"]) == (400, "bad_request")
+    assert reply["error"]["message"].startswith("the body cannot be read: it is not UTF-8, nested too deeply")
 
 
 FORM = "application/x-www-form-urlencoded"
