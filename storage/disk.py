@@ -12,7 +12,7 @@ from pathlib import Path
 import lmdb
 
 from .errors import Corrupt, DiskFull, StoreBusy
-from .manifest import MANIFEST, SETTINGS, store_command
+from .manifest import MANIFEST, SETTINGS, SHARDS, store_command
 
 ROOM = 1 << 20  # bytes that must be free to begin: LMDB maps its lock file, so a full disk would kill the process
 LOCK = "lock"
@@ -40,14 +40,11 @@ def disk_errors(directory: Path, needed: int) -> Iterator[None]:
 
 def cure(directory: Path) -> str:
     """Say what to do about a damaged directory; what a finished store holds is never to be given up for it."""
-    for folder in (directory, *directory.parents):
-        if (folder / SETTINGS).is_file():
-            break
-        if (folder / MANIFEST).is_file():
-            way = f"check it with: {store_command('verify', folder)}"
-            if folder != directory:
-                way = f"store {folder} does not use it and is as it was; delete {directory}, and run the command again"
-            return way
+    store = directory.parent.parent if directory.parent.name == SHARDS else directory
+    if (store / MANIFEST).is_file() and not (store / SETTINGS).is_file():  # else it is being built
+        if store == directory:
+            return f"check it with: {store_command('verify', store)}"
+        return f"store {store} does not use it and is as it was; delete {directory}, and run the command again"
     return "build under another name; --no-resume would delete it and start afresh"
 
 

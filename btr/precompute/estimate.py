@@ -22,13 +22,17 @@ MANIFEST = 1024  # bytes of the manifest that a shard has, about
 
 
 def expected_bytes(
-    settings: Settings, reader: Reader, sample: Sequence[Passage], passages: int, text: bool, indexed: bool,
-    embedding: Embedding | None,
+    folder: Path, settings: Settings, reader: Reader, sample: Sequence[Passage], passages: int, text: bool,
+    indexed: bool, embedding: Embedding | None,
 ) -> int:  # fmt: skip
-    """Return the bytes of a store of so many passages with all that stands in its folder."""
+    """Return the bytes of a store of so many passages with all that stands in it; `folder` takes the sample's.
+
+    Raises:
+        DiskFull: not even the sample has room there.
+    """
     sample = sample[: settings.shard_passages]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)
+    with tempfile.TemporaryDirectory(prefix=".btr-estimate-", dir=folder) as name:
+        path = Path(name)
         total = _shards(lambda part: _write(path, part, settings, reader, text), sample, passages, settings)
         if indexed:
             total += _index(path / "bm25", sample, passages)

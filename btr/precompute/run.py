@@ -318,7 +318,8 @@ def precompute(options: argparse.Namespace) -> dict[str, object]:
     settings = describe(options, reader, survey.hash)
     say(f"{options.corpus} -> {path}: reader {reader.name} ({reader.fingerprint}), k {settings.k}, D {settings.D}")
     text, indexed = not options.no_text, not options.no_index
-    expected = expected_bytes(settings, reader, survey.sample, survey.passages, text, indexed, embedding)
+    sample, passages = survey.sample, survey.passages
+    expected = expected_bytes(path.parent, settings, reader, sample, passages, text, indexed, embedding)
     if options.dry_run:
         return estimate(options, reader, survey, settings, expected, path.parent)
     check_disk(path.parent, path.with_name(f"{path.name}.building"), expected, survey.passages)

@@ -163,6 +163,7 @@ def test_data_without_settings(tmp_path: Path, settings: SettingsFor) -> None:
     path = tmp_path / "s"
     StoreWriter.create_or_resume(path, settings()).close()
     (building(path) / "settings.json").unlink()
+    (tmp_path / "manifest.json").touch()  # of something else
     with pytest.raises(Corrupt, match=r"has data but no settings.json; build under another name; --no-resume"):
         StoreWriter.create_or_resume(path, settings())
     StoreWriter.create_or_resume(path, settings(), resume=False).close()
