@@ -397,3 +397,16 @@ def test_corpus_question_folder(tmp_path: Path, name: str) -> None:
 def test_corpus_refuses_questions_with_file_and_line(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(f"{tmp_path}/{message}")):
         list(read_questions(write(tmp_path / "file", content)))
+
+
+def test_corpus_fields_of_any_name(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "file", lines({"key": 1, "head": "Owl", "body": OWL.text, "text": "no"}, {"key": 2, "body": ""})
+    )
+    tally = Tally()
+    assert list(read_passages(path, fields=("key", "head", "body"), tally=tally)) == [OWL] and tally.empty == 1
+    assert list(read_passages(path, fields=("key", "", "body"))) == [Passage("1", "", OWL.text)]
+    with pytest.raises(InputError, match=r"file:1: no field 'nr' \(it has key, head, body, text\)"):
+        list(read_passages(path, fields=("nr", "head", "body")))
+    with pytest.raises(InputError, match="say with --id, --title and --text which fields they are"):
+        list(read_passages(path))
