@@ -160,7 +160,7 @@ def _folder(folder: str, files: list[str], tally: Tally) -> Iterator[Article]:
             try:
                 document = read_document(path, folder)
             except Unreadable as error:
-                tally.unreadable.append(f"{os.path.relpath(path, folder)!r}: {error}")
+                tally.cannot_read(os.path.relpath(path, folder), error)
             else:
                 if document.text.strip():
                     yield document
