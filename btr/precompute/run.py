@@ -51,7 +51,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="btr precompute", description="Read a corpus once and keep every token as bits, in a store to answer from."
     )
     add = parser.add_argument
-    add("corpus", metavar="CORPUS", help="a file or folder of passages or articles, or a Hugging Face dataset id")
+    add(
+        "corpus",
+        metavar="CORPUS",
+        help="a file or folder of passages, articles or documents, or a Hugging Face dataset id",
+    )
     add("--reader", metavar="R", help="reader folder or hub id; default: the reader shipped with btr")
     add("--k", type=int, help="split layer, for a plain T5")
     add("--store", metavar="OUT", help="the store to write; default: <corpus name>.btr in the working directory")
