@@ -75,11 +75,11 @@ def clean(text: str) -> str:
 def describe(told: Told, terminal: bool) -> str:
     """Return the lines for people: bold in a terminal, brackets elsewhere."""
     words = next(words for least, words in SURE if told.sure >= least)
-    answer = f"{BOLD}{clean(told.answer)}{PLAIN}" if terminal else clean(told.answer)
+    answer = f"{BOLD}{_line(told.answer)}{PLAIN}" if terminal else _line(told.answer)
     if not told.passages:
         lines = ["No passage answers this: none shares a word with the question."]
     elif not told.answer.strip():
-        guess = f" Best guess: {clean(told.best_guess)}" if told.best_guess.strip() else ""
+        guess = f" Best guess: {_line(told.best_guess)}" if told.best_guess.strip() else ""
         lines = [f"No passage answers this.{guess}  ({told.sure:.0%} sure that one does)"]
     else:
         lines = [f"{answer}  ({words}: {told.sure:.0%})"]
@@ -90,9 +90,14 @@ def describe(told: Told, terminal: bool) -> str:
     return "\n".join(lines)
 
 
+def _line(text: str) -> str:
+    """Return a text on one line."""
+    return " ".join(clean(text).split())
+
+
 def _cite(passage: Read, terminal: bool) -> list[str]:
     """Return the lines of a passage: its title, its id, its text with the answer marked."""
-    name = " - ".join(clean(part).replace("\n", " ") for part in (passage.title, passage.id) if part.strip())
+    name = " - ".join(_line(part) for part in (passage.title, passage.id) if part.strip())
     text = mark(clean(passage.text), passage.highlights, (BOLD, PLAIN) if terminal else ("[", "]"))
     if not passage.text:
         text = "(the store keeps no texts)"

@@ -1,4 +1,4 @@
-"""Turn documents of other programs into Markdown, by MarkItDown: pip install 'btr[documents]'.
+"""Turn documents of other programs into Markdown, by MarkItDown: pip install 'btr-reader[documents]'.
 
 What was converted is kept until the process ends, since a corpus is read more than once; or, if `keep` names a folder,
 in that folder.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 CONVERTED = (".html", ".htm", ".xhtml", ".pdf", ".docx", ".pptx", ".xlsx", ".xls", ".epub", ".ipynb", ".msg")
-INSTALL = "pip install 'btr[documents]'"
+INSTALL = "pip install 'btr-reader[documents]'"
 VERSION = 1  # of what is kept
 
 _failed: dict[str, str] = {}

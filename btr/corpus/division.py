@@ -148,14 +148,14 @@ def _atoms(block: Block, words: int) -> Iterator[Atom]:
 
 def _whole_items(block: Block) -> list[str]:
     """Return the lines of a list or of code, each with the deeper ones, or the closing ones, that follow it."""
-    parts: list[str] = []
+    parts: list[list[str]] = []
     for line in block.lines:
         goes_on = block.kind == "list" and line[:1].isspace()
         if parts and (goes_on or not line.strip()):
-            parts[-1] += "\n" + line
+            parts[-1].append(line)
         elif line.strip():
-            parts.append(line)
-    return parts
+            parts.append([line])
+    return ["\n".join(part) for part in parts]
 
 
 def _tables(lines: list[str], words: int) -> list[str]:

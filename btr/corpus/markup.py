@@ -7,6 +7,7 @@ from typing import Literal
 
 Kind = Literal["text", "list", "table", "code"]
 
+LINE = 1000  # characters of a line that can be a heading
 MOST = 1 << 17  # characters of a block that is cleaned of marks; more are no text that somebody wrote
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
@@ -15,15 +16,13 @@ _UNDERLINE = re.compile(r" {0,3}(=+|-+)[ \t]*")
 _RST = re.compile(r"([=\-~^\"'`*+#:._])\1{2,}[ \t]*")
 _ITEM = re.compile(r"\s*(?:[-*+]|\d{1,9}[.)])\s+\S")
 _RULE = re.compile(r"\s*(?:[-*_]\s*){3,}")
-_COLUMNS = re.compile(r"[\s|:-]*-[\s|:-]*")
-_EMPTY = re.compile(r"[\s|:-]*\|[\s|:-]*")  # a row without a word
+_NO_WORD = re.compile(r"[\s|:-]+")  # a row of a table without one
 _REFERENCE = re.compile(r" {0,3}\[[^\]]+\]:\s+\S+.*")
 _SLIDE = re.compile(r"\s*<!--\s*Slide number:\s*(\d+)\s*-->\s*")
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _TAGS = "a|abbr|b|br|center|details|div|em|figcaption|figure|font|h[1-6]|hr|i|img|kbd|li|ol|p|picture|small|source|span"
 _MARKS = re.compile(
     r"(?<!`)(?P<ticks>`+)(?!`)(?P<code>.+?)(?<!`)(?P=ticks)(?!`)"
-    r"|!\[(?P<alt>[^\]]*)\]\([^()]*(?:\([^()]*\)[^()]*)?\)"
+    r"|!\[(?P<alt>[^\[\]]*)\]\([^()]*(?:\([^()]*\)[^()]*)?\)"
     r"|\[(?P<link>[^\[\]]+)\](?:\([^()]*(?:\([^()]*\)[^()]*)?\)|\[[^\]]*\])"
     r"|(?P<strong>\*\*|__)(?=\S)(?P<bold>[^*_\n]+)(?P=strong)"
     rf"|</?(?:{_TAGS}|strong|sub|summary|sup|table|tbody|td|th|thead|tr|u|ul)(?:\s[^<>]*)?/?>"
@@ -80,7 +79,7 @@ def sections_of_markdown(text: str) -> list[Section]:
                 continue
         if fence := _FENCE.match(line):
             parser.code(_fenced(lines, fence[1]))
-        elif (found := _HEADING.fullmatch(line)) is not None:
+        elif len(line) < LINE and (found := _HEADING.fullmatch(line)) is not None:
             parser.heading(len(found[1]), unmarked(found[2] or ""))
         elif (under := _UNDERLINE.fullmatch(line)) and parser.titles_above():
             parser.underlined(1 if under[1][0] == "=" else 2)
@@ -105,9 +104,11 @@ def _strip_comment(line: str, inside: bool) -> tuple[str, bool]:
         _, ended, line = line.partition("-->")
         if not ended:
             return "", True
-    line = _COMMENT.sub("", line)
-    before, begun, _ = line.partition("<!--")
-    return before, bool(begun)
+    while (start := line.find("<!--")) >= 0:
+        if (end := line.find("-->", start + 4)) < 0:
+            return line[:start], True
+        line = line[:start] + line[end + 3 :]
+    return line, False
 
 
 def _fenced(lines: Iterator[str], fence: str) -> list[str]:
@@ -119,6 +120,11 @@ def _fenced(lines: Iterator[str], fence: str) -> list[str]:
             break
         found.append(line.rstrip())
     return found
+
+
+def _is_ruler(below: list[str]) -> bool:
+    """Tell whether the line below the first one is what makes a table of them."""
+    return bool(below) and "-" in below[0] and _NO_WORD.fullmatch(below[0]) is not None
 
 
 def sections_of_rst(text: str) -> list[Section]:
@@ -149,7 +155,7 @@ def sections_of_pages(text: str) -> list[Section]:
     pages = text.strip("\f").split("\f")
     found = []
     for number, page in enumerate(pages, 1):
-        words = re.sub(r"(?<=[a-z])-\s*\n\s*(?=[a-z])", "", page).split()
+        words = re.sub(r"(?<=[a-z])-[ \t]{0,9}\n\s{0,9}(?=[a-z])", "", page).split()
         if words:
             found.append(Section((f"page {number}",) if len(pages) > 1 else (), [Block("text", [" ".join(words)])]))
     return found
@@ -200,9 +206,9 @@ class _Parser:
         if not lines:
             return
         kind: Kind = "text"
-        if lines[0].lstrip().startswith("|") or (len(lines) > 1 and "|" in lines[0] and _COLUMNS.fullmatch(lines[1])):
+        if lines[0].lstrip().startswith("|") or ("|" in lines[0] and _is_ruler(lines[1:2])):
             kind = "table"
-            lines = [line for line in lines if not _EMPTY.fullmatch(line)]
+            lines = [line for line in lines if "|" not in line or not _NO_WORD.fullmatch(line)]
         elif _ITEM.match(lines[0]):
             kind = "list"
         if self.marks:

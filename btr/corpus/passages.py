@@ -13,7 +13,6 @@ Passages (`read_passages`):
                 in it: what else is there is passed over, but for files of the forms above
     a data set  `owner/name`, `owner/name:configuration` or `owner/name:configuration:split` on the Hugging Face hub,
                 whose rows have one of the forms above
-    `sample`    the sample corpus that comes with the package
 Questions (`read_questions`):
     Atlas, FiD  {"id"?, "question", "answers", "ctxs"? or "passages"?: [{"id"?, "title"?, "text", "is_gold"?}, ...]}
     DPR         the same, with "positive_ctxs", "negative_ctxs" and "hard_negative_ctxs"
@@ -25,12 +24,11 @@ Questions (`read_questions`):
     BEIR        {"_id", "text"}                             no answers
     DPR         tab-separated, `question`, `['answer', ...]`
     a folder    holding `questions.jsonl`, or BEIR's `queries.jsonl`
-    `sample`    the questions of the sample corpus
 
-JSON comes as one object a line, as objects over several lines, or as one array; Parquet is read too. Files may be
-compressed by gzip, bzip2, xz or zstd. Memory does not grow with the file. Text is taken as it stands; only the spaces
-around a cut and the quotes of a tab-separated field go. Null and NaN are missing, numbers are text, other fields are
-passed over.
+`sample` is the corpus that comes with the package, and its questions. JSON comes as one object a line, as objects over
+several lines, or as one array; Parquet is read too. Files may be compressed by gzip, bzip2, xz or zstd. Memory does not
+grow with the file. Text is taken as it stands; only the spaces around a cut and the quotes of a tab-separated field go.
+Null and NaN are missing, numbers are text, other fields are passed over.
 """
 
 import itertools
@@ -38,6 +36,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from btr.corpus.answer_lists import looks_like_list, parse_answers, unquote
 from btr.corpus.contexts import answer_text, contexts, squad_questions
@@ -56,11 +55,12 @@ QUESTION_FILES = ("questions.jsonl", "queries.jsonl")
 SUFFIXES = ("", ".gz", ".bz2", ".xz", ".zst")
 ID_BYTES = 511  # of UTF-8, what a store takes
 
-
 Article = Passage | Document
+Fields = tuple[str, str, str]  # names of those that hold id, title and text
+FIELD_OPTIONS = ("id_field", "title_field", "text_field")  # what a manifest calls them
 
 _HUB = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?::([\w.-]+))?")
-_FILE_NAME = re.compile(r"\.(jsonl?|tsv|csv|txt|parquet|gz|bz2|xz|zst)$")
+_FILE_NAME = re.compile(r"\.(jsonl?|tsv|csv|txt|parquet|md|rst|html?|pdf|docx|pptx|gz|bz2|xz|zst)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,12 @@ class Question:
 
 
 def read_passages(
-    path: str | os.PathLike[str], *, limit: int | None = None, words: int | None = 100, tally: Tally | None = None
+    path: str | os.PathLike[str],
+    *,
+    limit: int | None = None,
+    words: int | None = 100,
+    tally: Tally | None = None,
+    fields: Fields | None = None,
 ) -> Iterator[Passage]:
     """Yield the passages of a corpus, in order, cutting long texts into pieces of `words` words; None: not at all.
 
@@ -90,12 +95,13 @@ def read_passages(
 
     Args:
         limit: the largest number of passages to yield.
+        fields: where id, title and text stand in records that have none of the known forms; of the title, "" is none.
     Raises:
         InputError: not found, damaged, malformed, of no known format, or without a single passage.
     """
     tally = Tally() if tally is None else tally
     name = locate(os.fspath(path))
-    found = (piece for article in read_articles(name, tally) for piece in _cut(article, words, tally))
+    found = (piece for article in read_articles(name, tally, fields) for piece in _cut(article, words, tally))
     count = 0
     for passage in itertools.islice(found, limit):
         count += 1
@@ -118,8 +124,11 @@ def _cut(article: Article, words: int | None, tally: Tally) -> list[Passage]:
     return pieces
 
 
-def read_articles(name: str, tally: Tally) -> Iterator[Article]:
+def read_articles(name: str, tally: Tally, fields: Fields | None = None) -> Iterator[Article]:
     """Yield what a path names as it stands, nothing cut; raises InputError, as `read_passages`."""
+    if fields is not None:
+        yield from _from_records(_passage_records(name), tally, fields)
+        return
     if os.path.isdir(name) and not _is_corpus(name):
         files = list_files(name)
         if any(map(is_document, files)):
@@ -151,7 +160,7 @@ def _folder(folder: str, files: list[str], tally: Tally) -> Iterator[Article]:
             try:
                 document = read_document(path, folder)
             except Unreadable as error:
-                tally.unreadable.append(f"{os.path.relpath(path, folder)!r}: {error}")
+                tally.cannot_read(os.path.relpath(path, folder), error)
             else:
                 if document.text.strip():
                     yield document
@@ -176,8 +185,8 @@ def _perhaps_records(path: str, tally: Tally) -> Iterator[Passage]:
     yield from found
 
 
-def _from_records(records: Iterator[Record], tally: Tally) -> Iterator[Passage]:
-    convert = None
+def _from_records(records: Iterator[Record], tally: Tally, fields: Fields | None = None) -> Iterator[Passage]:
+    convert: Callable[[Record], Passage] | None = None if fields is None else partial(_from_fields, fields)
     for record in records:
         convert = convert or _passage_format(record)
         passage = convert(record)
@@ -242,8 +251,14 @@ def _passage_format(record: Record) -> Callable[[Record], Passage]:
         return _from_flashrag
     if "_id" in found or "id" in found:
         return lambda record: _from_titled(record, "_id" if "_id" in found else "id")
-    cure = "give 'id', 'title' and 'text' (the other formats are in the help of btr.corpus.passages)"
+    cure = "give 'id', 'title' and 'text', or say with --id, --title and --text which fields they are"
     record.fail(f"no passage in a record of {', '.join(found) or 'no field'}", cure)
+
+
+def _from_fields(fields: Fields, record: Record) -> Passage:
+    id_name, title_name, text_name = fields
+    title = record.text(title_name, "") if title_name else ""
+    return Passage(record.identifier(id_name), title, _body(record, text_name))
 
 
 def _from_titled(record: Record, id_name: str) -> Passage:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from btr.corpus.duplicate_ids import Duplicates
-from btr.corpus.passages import read_passages
+from btr.corpus.passages import Fields, read_passages
 from btr.corpus.pieces import Passage
 from btr.corpus.tally import Tally
 from btr.errors import InputError
@@ -33,15 +33,16 @@ class Survey:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus and how it is read: its path or hub id, the largest number of passages, the words of a passage."""
+    """A corpus and how it is read: its path or hub id, the most passages, the words of a passage, the named fields."""
 
     name: str
     limit: int | None
     words: int
+    fields: Fields | None = None
 
     def read(self, tally: Tally | None = None) -> Iterator[Passage]:
         """Yield the passages in order; raises InputError, as `read_passages`."""
-        return read_passages(self.name, limit=self.limit, words=self.words, tally=tally)
+        return read_passages(self.name, limit=self.limit, words=self.words, tally=tally, fields=self.fields)
 
     def check(self) -> None:
         """Read one passage: a wrong name is to be known before a reader is loaded.

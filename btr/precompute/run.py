@@ -17,6 +17,7 @@ from pathlib import Path
 from btr import __version__
 from btr.command import Parser, check_least
 from btr.corpus import Passage
+from btr.corpus.passages import FIELD_OPTIONS, Fields
 from btr.corpus.statistics import CHANGED, Corpus, Survey
 from btr.corpus.tally import Tally, complaints
 from btr.errors import InputError
@@ -50,13 +51,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "corpus",
         metavar="CORPUS",
-        help="a file or folder of passages or articles, a Hugging Face dataset id, or sample",
+        help="a file or folder of passages, articles or documents, a Hugging Face dataset id, or sample",
     )
     add("--reader", metavar="R", help="reader folder or hub id; default: the reader shipped with btr")
     add("--k", type=int, help="split layer, for a plain T5")
     add("--store", metavar="OUT", help="the store to write; default: <corpus name>.btr in the working directory")
     add("--limit", type=int, metavar="N", help="passages to read; default: all")
     add("--words", type=int, default=100, help="words per passage when articles are cut (default %(default)s)")
+    for name in ("id", "title", "text"):
+        add(
+            f"--{name}", metavar="FIELD", help=f"the field of a record that holds its {name}; default: told by its form"
+        )
     add("--dtype", choices=sorted(DTYPES), default="float32", help="precision of the encoder (default %(default)s)")
     add("--workers", type=int, default=1, metavar="N", help="processes that encode, each a shard (default %(default)s)")
     add("--engine", choices=("local", "ray"), default="local", help="where they run: here, or on a Ray cluster")
@@ -78,6 +83,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if not 1 <= options.codes <= MOST_CODES:
         raise InputError(f"--codes is {options.codes}; use 1 to {MOST_CODES}")
     return options
+
+
+def fields_of(options: argparse.Namespace) -> Fields | None:
+    """Return which fields hold id, title and text, if one is named."""
+    if options.id is options.title is options.text is None:
+        return None
+    title = "title" if options.title is None else options.title
+    return options.id or "id", title, options.text or "text"
 
 
 def default_store(corpus: str) -> Path:
@@ -256,7 +269,8 @@ def describe(options: argparse.Namespace, reader: Reader, corpus_hash: str) -> S
         corpus=options.corpus,
         reader=options.reader or "",
         options={"limit": options.limit, "words": options.words, "dtype": options.dtype, "text": not options.no_text}
-        | ({"k": options.k} if options.k else {}),
+        | ({"k": options.k} if options.k else {})
+        | dict(zip(FIELD_OPTIONS, fields_of(options) or (), strict=False)),
     )
 
 
@@ -309,7 +323,7 @@ def precompute(options: argparse.Namespace) -> dict[str, object]:
         InputError, StoreError: bad input, or a store that cannot be written.
     """
     began, path = time.monotonic(), Path(options.store) if options.store else default_store(options.corpus)
-    corpus = Corpus(options.corpus, options.limit, options.words)
+    corpus = Corpus(options.corpus, options.limit, options.words, fields_of(options))
     check_target(path, options.overwrite or options.dry_run)
     corpus.check()
     reader = load(options)

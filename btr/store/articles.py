@@ -3,7 +3,7 @@
 from bitarray import bitarray
 
 from btr.corpus.division import is_piece
-from btr.corpus.passages import pieces_of, read_articles
+from btr.corpus.passages import FIELD_OPTIONS, Fields, pieces_of, read_articles
 from btr.corpus.pieces import piece_id
 from btr.corpus.statistics import Corpus
 from btr.corpus.tally import Tally
@@ -38,7 +38,7 @@ def outdated(corpus: Corpus, reading: Reading, current: bitarray) -> list[int]:
     """
     gone: set[int] = set()
     read = 0
-    for article in read_articles(corpus.name, Tally()):
+    for article in read_articles(corpus.name, Tally(), corpus.fields):
         read += len(pieces_of(article, corpus.words))
         if corpus.limit is not None and read > corpus.limit:
             break
@@ -49,10 +49,16 @@ def outdated(corpus: Corpus, reading: Reading, current: bitarray) -> list[int]:
 def versions(corpus: Corpus, reading: Reading) -> set[str]:
     """Return the ids that a store lacks, of passages whose articles it has: cut otherwise, so of another length."""
     found: set[str] = set()
-    for article in read_articles(corpus.name, Tally()):
+    for article in read_articles(corpus.name, Tally(), corpus.fields):
         if held(reading, article.id, corpus.words):
             found.update(p.id for p in pieces_of(article, corpus.words) if reading.ordinal(p.id) is None)
     return found
+
+
+def fields_of(manifest: Manifest) -> Fields | None:
+    """Return the fields that the passages of a store were read from, if they were named."""
+    named = [manifest.options.get(name) for name in FIELD_OPTIONS]
+    return None if None in named else (str(named[0]), str(named[1]), str(named[2]))
 
 
 def words_of(manifest: Manifest) -> int:

@@ -18,7 +18,7 @@ from btr.storage import BadPassage, Shard, Store
 from btr.storage.living import Editor, compact
 from btr.storage.shard import SHARD, ShardWriter, finished_shard
 from btr.storage.view import Reading
-from btr.store.articles import held, outdated, versions, words_of
+from btr.store.articles import fields_of, held, outdated, versions, words_of
 
 SMALL = 4096  # passages of a shard that `tidy` joins with others
 MANY = 16  # small shards at the end of a store that are left alone
@@ -68,7 +68,8 @@ def bring(
     """
     manifest = editor.manifest
     options = manifest.options
-    corpus, found = Corpus(name, limit, words_of(editor.manifest)), Found(manifest.ordinals)
+    corpus = Corpus(name, limit, words_of(manifest), fields_of(manifest))
+    found = Found(manifest.ordinals)
     corpus.check()
     source = Source(reader or manifest.reader or None, manifest.k, str(options.get("dtype") or "float32"))
     loaded = source.load()

@@ -13,6 +13,8 @@ TOLD = Told("When?", "night", "night", 0.1, -0.5, "binary", 0.2, (OWL,))
 def test_answer_is_shown_with_its_passage() -> None:
     shown = "night  (sure: 90%)\n\n  d.md > Owls - d.md:1:\n    Owls hunt\n    at [night]."
     assert describe(TOLD, terminal=False) == shown
+    torn = dataclasses.replace(TOLD, answer="at\n  night")
+    assert describe(torn, terminal=False).startswith("at night  (sure: 90%)\n")
     bold = describe(TOLD, terminal=True)
     assert bold.count("\x1b[1mnight\x1b[0m") == 2
     assert bold.replace("\x1b[1m", "").replace("\x1b[0m", "") == shown.replace("[", "").replace("]", "")

@@ -16,7 +16,7 @@ from btr.corpus.tally import Tally, complaints
 from btr.errors import InputError
 
 needs_markitdown = pytest.mark.skipif(
-    importlib.util.find_spec("markitdown") is None, reason="needs pip install 'btr[documents]'"
+    importlib.util.find_spec("markitdown") is None, reason="needs pip install 'btr-reader[documents]'"
 )
 
 
@@ -221,7 +221,7 @@ def test_without_markitdown_the_cure_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(builtins, "__import__", refuse)
     found, said, _ = read(write(tmp_path, {"a.html": "<p>x</p>", "b.md": "y"}))
     assert [name for name, _, _ in found] == ["b.md"]
-    assert said == ["not read: 'a.html': needs pip install 'btr[documents]'"]
+    assert said == ["not read: 'a.html': needs pip install 'btr-reader[documents]'"]
 
 
 @needs_markitdown

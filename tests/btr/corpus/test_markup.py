@@ -131,3 +131,32 @@ def test_pages_are_named_and_their_lines_joined() -> None:
         (("page 2",), [("text", "Tickets")]),
     ]
     assert told(sections_of_pages("alone\f")) == [((), [("text", "alone")])]
+
+
+REPEATED = [
+    "![",
+    "[a](",
+    "[a][",
+    "`a``",
+    "<a ",
+    "**",
+    "<!--",
+    "-",
+    "- ",
+    "#  ",
+    " ",
+    "a|",
+    "|",
+    "x\n",
+    "x.\n\n",
+    "[[](",
+]
+
+
+@pytest.mark.parametrize("text", REPEATED)
+def test_what_somebody_repeats_is_taken_apart_in_linear_time(text: str) -> None:
+    """Quadratic time would be hours."""
+    for before, after in (("", ""), ("", "x"), ("# ", "x"), ("a | b\n", "x")):
+        many = before + (text * 100_000)[:100_000] + after
+        for sections in (sections_of_markdown(many), sections_of_pages("a-" + many), sections_of_rst(many)):
+            assert sum(len(block.text) for section in sections for block in section.blocks) <= len(many) + 2

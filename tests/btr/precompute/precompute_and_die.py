@@ -68,7 +68,7 @@ def run(request: dict[str, Any], out: str, err: str) -> NoReturn:
     for target, stream in ((out, 1), (err, 2)):
         os.dup2(os.open(target, os.O_WRONLY | os.O_CREAT), stream)
     os.chdir(request["cwd"])
-    estimate, code = precompute.expected_bytes, 1
+    estimate, code = making.expected_bytes, 1
 
     def arm(*given: Any) -> int:
         expected = estimate(*given)  # what it writes for a moment is no part of the run
@@ -81,7 +81,7 @@ def run(request: dict[str, Any], out: str, err: str) -> NoReturn:
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
         return expected
 
-    precompute.expected_bytes = arm
+    making.expected_bytes = arm
     try:
         code = precompute.main(request["argv"])
     finally:

@@ -310,7 +310,7 @@ CORPORA = {
     "latin.jsonl": make_line(1).encode() + b'\n{"id": "b", "title": "", "text": "caf\xe9"}\n',
     "broken.jsonl": f'{make_line(1)}\n\n{make_line(2)}\n{{"id": "c", "text"'.encode(),
     "long_id.jsonl": json.dumps({"id": "x" * 512, "title": "", "text": "word"}).encode(),
-    "notes.txt": b"no table\n",
+    "notes.tsv": b"no table\n",
 }
 
 
@@ -322,7 +322,7 @@ CORPORA = {
         ("latin.jsonl", [], "latin.jsonl:2: not UTF-8 (byte 0xe9"),
         ("broken.jsonl", [], "broken.jsonl:4: not JSON"),
         ("long_id.jsonl", [], "has 512 bytes of UTF-8"),
-        ("notes.txt", [], "notes.txt:1: neither JSON nor a table"),
+        ("notes.tsv", [], "notes.tsv:1: neither JSON nor a table"),
         ("folder", [], "a folder without a file"),
         ("pipe", [], "neither a file nor a folder"),
         ("no such corpus", [], "No such file or directory"),

@@ -72,7 +72,7 @@ def test_memory_holds_a_few_chunks_whatever_the_corpus(
         nonlocal alive
         alive -= 1
 
-    def read(path: str, *, limit: int | None, words: int, tally: Tally | None) -> Iterator[Passage]:
+    def read(path: str, *, limit: int | None, words: int, tally: Tally | None, fields: None) -> Iterator[Passage]:
         nonlocal alive, peak
         for number in range(limit or 400):
             passage = Counted(f"p{number}", "Heron", f"The heron number {number}.")

@@ -175,3 +175,15 @@ def test_mirror_does_not_go_with_a_limit(bring: Bring, tmp_path: Path, capsys: p
     assert command.main(["upsert", *arguments]) == 2
     assert "--mirror would delete what --limit leaves out" in capsys.readouterr().err
     assert ids(tmp_path / "s.btr") == before
+
+
+def test_fields_that_were_named_are_those_of_later_changes(span_reader: Reader, tmp_path: Path) -> None:
+    span_reader.save_pretrained(tmp_path / "reader")
+    corpus, store = tmp_path / "c.jsonl", str(tmp_path / "s.btr")
+    corpus.write_text(json.dumps({"key": "a", "body": text(40)}))
+    named = ["--id", "key", "--text", "body", "--words", "10", "--no-index"]
+    made = [str(corpus), "--reader", str(tmp_path / "reader")]
+    assert precompute.main([*made, "--store", store, *named]) == 0
+    corpus.write_text(json.dumps({"key": "a", "body": text(20)}))
+    assert command.main(["upsert", store, *made]) == 0
+    assert ids(tmp_path / "s.btr") == pieces("a", 2)
