@@ -144,7 +144,8 @@ def execute(argv: Sequence[str]) -> None:
     elif options.command == "skim":
         fit_pruner(options.reader, options.questions, options.limit, options.passages, options.dtype, say)
     elif options.command == "calibrate":
-        calibrate(options.reader, options.questions, options.limit, options.passages, options.dtype, say)
+        shape = (options.limit, options.passages, options.precision, options.dtype)
+        calibrate(options.reader, options.questions, *shape, say)
     elif options.command in ("kale", "leaf"):
         train_encoder(options, say)
     elif options.command == "all":

@@ -16,7 +16,7 @@ import numpy as np
 
 from btr.corpus import Passage, read_questions
 from btr.errors import InputError
-from btr.eval.abstention import auroc
+from btr.eval.abstention import RIGHT, answered_at, auroc, threshold
 from btr.metrics import f1
 from btr.model.checkpoint import save_config
 from btr.reader import Reader
@@ -42,9 +42,17 @@ class Reading:
 
 
 def calibrate(
-    path: str, questions: Sequence[str], limit: int, passages: int | None, dtype: str, say: Callable[[str], None]
+    path: str,
+    questions: Sequence[str],
+    limit: int,
+    passages: int | None,
+    precision: float,
+    dtype: str,
+    say: Callable[[str], None],
 ) -> None:
     """Fit to `limit` questions, taken from the files in turn, tell how well that holds, and write it to the reader.
+
+    So is the threshold over which no answer is given, so that `precision` of those that are given are right.
 
     Raises:
         InputError: no folder, a reader that writes, or questions of one kind alone.
@@ -66,7 +74,9 @@ def calibrate(
     before, after = (bins(values, answerable) for values in ([found.no_answer for found in checked], told))
     say(describe(before, after))
     say(f"AUROC {auroc(np.array(told), np.array(answerable)):.3f}, of {len(checked)} readings that were not fitted to")
-    save_config(replace(reader.config, no_answer_calibration=line), folder)
+    above = choose([calibrated(found.no_answer, line) for found in fitted_to], fitted_to, precision)
+    say(describe_threshold(above, told, checked, precision))
+    save_config(replace(reader.config, no_answer_calibration=line, no_answer_above=above), folder)
     say(f"wrote {folder / 'btr_config.json'}: no_answer_calibration [{line[0]:.4f}, {line[1]:.4f}]")
     try:
         draw_reliability(before, after, folder / "no_answer.png")
@@ -135,6 +145,24 @@ def bins(no_answer: Sequence[float], answerable: Sequence[bool]) -> list[Bin]:
 def gap(found: Sequence[Bin]) -> float:
     """Return the mean difference between predicted and observed, over all readings (expected calibration error)."""
     return sum(abs(predicted - observed) * n for predicted, observed, n in found) / sum(n for *_, n in found)
+
+
+def choose(told: Sequence[float], readings: Sequence[Reading], precision: float) -> float | None:
+    """Return the greatest threshold at which this share of the answers is right; None if there is none."""
+    doubt, right = np.array(told), np.array([found.f1 > RIGHT for found in readings])
+    count = answered_at(doubt, right, precision)
+    return round(threshold(doubt, count), 4) if count else None
+
+
+def describe_threshold(
+    above: float | None, told: Sequence[float], readings: Sequence[Reading], precision: float
+) -> str:
+    """Say what comes of a threshold on readings that it was not chosen on."""
+    if above is None:
+        return f"no threshold makes {precision:.0%} of the answers right; no_answer_above is left out"
+    given = [found.f1 > RIGHT for doubt, found in zip(told, readings, strict=True) if doubt <= above]
+    right = f", {sum(given) / len(given):.1%} of these answers are right (F1 over {RIGHT:g})" if given else ""
+    return f"no_answer_above {above:g}: {len(given)} of the other {len(readings)} readings are answered{right}"
 
 
 def describe(before: Sequence[Bin], after: Sequence[Bin]) -> str:

@@ -23,6 +23,7 @@ from btr.corpus import Passage, Question
 from btr.corpus.questions import TASKS, Asked, find_questions, prompt
 from btr.errors import InputError
 from btr.eval import plots
+from btr.eval.abstention import doubt_of
 from btr.eval.evidence import Evidence
 from btr.eval.figures import METRICS, NO_ANSWER, Run, describe, recall, score, table
 from btr.eval.predictions import Prediction, Predictions, input_digest
@@ -86,6 +87,12 @@ class Setting:
     rounded: bool = False
 
     @property
+    def above(self) -> float:
+        """The no_answer over which no answer is given."""
+        above = self.reader.config.no_answer_above
+        return NO_ANSWER if above is None else above
+
+    @property
     def more(self) -> str:
         """Name what is done to be sooner, beside pruning."""
         return ", ".join([f"merge {self.merge:g}"] * bool(self.merge) + ["int8"] * self.rounded)
@@ -135,7 +142,7 @@ class Evaluation:
         if kind == "question" and question.answers:
             row["found"] = float(any(holds_answer(p.text, question.answers) for p in passages))
         if not question.answers:  # right if none is given, as in SQuAD 2.0
-            right = float("unread" not in row and row.get("no_answer", 1.0) > NO_ANSWER)
+            right = float(doubt_of(row) > setting.above)
             return row | {"em": right, "f1": right}
         return row | score(text, question, kind)
 
@@ -304,7 +311,7 @@ def run_all(evaluation: Evaluation, settings: list[Setting]) -> list[Run]:
         report.show(last=True)
         kept = bytes_per_token(s, evaluation.evidence.store)
         answered, rest = ([r for r in rows if bool(r["answers"]) is has] for has in (True, False))
-        runs.append(Run(s.reader.name, s.weights, s.mode, s.passages, kept, answered, s.prune, s.more, rest))
+        runs.append(Run(s.reader.name, s.weights, s.mode, s.passages, kept, answered, s.prune, s.more, rest, s.above))
     return runs
 
 

@@ -65,15 +65,20 @@ def best_silence(doubt: Array, scores: Array, answerable: Array) -> int:
     return int(counts[sums.argmax()])
 
 
+def doubt_of(row: Prediction) -> float:
+    """Return the no_answer of a prediction: 1 where there was no passage, 0 where the question could not be read."""
+    return 0.0 if "unread" in row else float(row.get("no_answer", 1.0))
+
+
 def abstention(rows: Sequence[Prediction], unanswerable: Sequence[Prediction], above: float) -> dict[str, Any]:
     """Return the figures of predictions of questions with and without answers, in per cent but for the thresholds.
 
-    A question that could not be read has been given no answer: its doubt is 1. The best threshold is found on the
-    same questions.
+    A question that could not be read is one that was answered wrongly, without doubt. The best threshold is found on
+    the same questions.
     """
     every = [*rows, *unanswerable]
     answerable = np.arange(len(every)) < len(rows)
-    doubt = np.array([1.0 if "unread" in row else row.get("no_answer", 1.0) for row in every])
+    doubt = np.array([doubt_of(row) for row in every])
     em, f1 = (np.array([row[name] for row in every]) * answerable for name in ("em", "f1"))
     right = answerable & (f1 > RIGHT)
     best = threshold(doubt, best_silence(doubt, f1, answerable))

@@ -7,7 +7,7 @@ from typing import Any
 from btr.corpus import Question
 from btr.corpus.questions import Kind
 from btr.corpus.tasks import fever_label, mmlu_letter
-from btr.eval.abstention import abstention, describe_abstention
+from btr.eval.abstention import abstention, describe_abstention, doubt_of
 from btr.eval.predictions import Prediction
 from btr.metrics import exact_match, f1, mean, percent, retention
 from btr.model.config import Mode
@@ -73,8 +73,8 @@ def describe_run(run: Run, metrics: Sequence[str]) -> dict[str, Any]:
     if all("found" in row for row in rows):
         figures["found"] = percent([row["found"] for row in rows])
     if run.unanswerable:
-        figures["no_answer"] = percent([row["em"] for row in run.unanswerable])
-        figures["refused"] = percent([float(row.get("no_answer", 0.0) > run.above) for row in rows])
+        silent = [[float(doubt_of(row) > run.above) for row in of] for of in (run.unanswerable, rows)]
+        figures["no_answer"], figures["refused"] = map(percent, silent)
         figures["abstention"] = abstention(rows, run.unanswerable, run.above)
     return figures | {
         "cut": sum("cut" in row for row in (*rows, *run.unanswerable)),

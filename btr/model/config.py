@@ -213,11 +213,11 @@ class ReaderConfig:
     themselves do not tell) or 'paper' (u_hat = sign(u)). bits is the number of signs a token, 0 for D; 'predictive'
     alone takes fewer.
     Limits are in tokens: question without the end of sequence, passage with it.
+    no_answer_calibration is the (slope, intercept) of the log-odds of a span reader's no_answer, fitted to its weights
+    (`btr train calibrate`); None: they are as they are.
     unread are ids of tokens that layers k+1..n do not see of a passage, in modes float and binary: stop words and
     punctuation, of which nothing is kept but the id. The layers below have read them; their places stay empty.
     no_answer_above is the probability that no passage answers over which a span reader abstains; None: it never does.
-    no_answer_calibration is the (slope, intercept) of the log-odds of a span reader's no_answer, fitted to its weights
-    (`btr train calibrate`); None: they are as they are.
     """
 
     k: int = 0
@@ -227,9 +227,9 @@ class ReaderConfig:
     passages: int = 20  # read per question unless told
     max_question_tokens: int = 64
     max_passage_tokens: int = 320
+    no_answer_calibration: tuple[float, float] | None = None
     unread: tuple[int, ...] = ()
     no_answer_above: float | None = field(default=None, repr=False)  # what is read and found does not depend on it
-    no_answer_calibration: tuple[float, float] | None = None
     format_version: int = 1
 
     def __post_init__(self) -> None:
@@ -249,6 +249,8 @@ class ReaderConfig:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ConfigError(f"{name} is {value!r}; use an integer of at least {least}")
+        if (line := self.no_answer_calibration) is not None:
+            object.__setattr__(self, "no_answer_calibration", check_line(line))
         unread = self.unread
         if not isinstance(unread, list | tuple) or not all(type(i) is int and i >= 0 for i in unread):
             raise ConfigError(f"unread is {unread!r}; use a list of token ids")
@@ -256,8 +258,6 @@ class ReaderConfig:
         above = self.no_answer_above
         if above is not None and (isinstance(above, bool) or not isinstance(above, int | float) or not 0 <= above <= 1):
             raise ConfigError(f"no_answer_above is {above!r}; use a probability from 0 to 1, or leave it out")
-        if (line := self.no_answer_calibration) is not None:
-            object.__setattr__(self, "no_answer_calibration", check_line(line))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ReaderConfig":

@@ -13,7 +13,7 @@ from btr.errors import InputError
 from btr.reader import Reader
 from btr.reader.answer import Answer
 from btr.train.__main__ import main
-from btr.train.calibrate import bins, describe, fit, gap
+from btr.train.calibrate import Reading, bins, choose, describe, describe_threshold, fit, gap
 
 
 def odds(x: float) -> float:
@@ -49,6 +49,18 @@ def test_bins_are_tenths() -> None:
     ]
 
 
+def test_threshold_gives_as_many_answers_as_may_be() -> None:
+    readings = [Reading(0.0, True, 1.0), Reading(0.0, True, 0.9), Reading(0.0, False, 0.0), Reading(0.0, True, 1.0)]
+    told = [0.1, 0.2, 0.4, 0.6]
+    assert [choose(told, readings, share) for share in (0.75, 0.8, 1.0)] == [0.8, 0.3, 0.3]
+    assert choose(told[::-1], [Reading(0.0, True, 0.5)] * 4, 0.1) is None
+    said = describe_threshold(0.5, told, readings, 0.75)
+    assert (
+        said
+        == "no_answer_above 0.5: 3 of the other 4 readings are answered, 66.7% of these answers are right (F1 over 0.5)"
+    )
+
+
 def write(path: Path, count: int) -> str:
     """Write questions whose gold passage is the one of their number, and as many that nothing answers."""
     lines = []
@@ -82,8 +94,10 @@ def test_reader_says_what_was_observed(
     assert len(read) == 60 and {n for _, _, n in read} == {3}
     assert sorted({(gold, "not" in question) for question, gold, _ in read}) == [(0, False), (1, False), (1, True)]
     assert "no_answer, as the reader says" in said and "no_answer, calibrated" in said and "AUROC " in said
-    line = json.loads((folder / "btr_config.json").read_text())["no_answer_calibration"]
+    config = json.loads((folder / "btr_config.json").read_text())
+    line = config["no_answer_calibration"]
     assert line[0] > 1 and line[1] > 0
+    assert config["no_answer_above"] is None and "no threshold makes 80% of the answers right" in said
     monkeypatch.undo()
     before, after = (reader.answer("Who?", [Passage("a", "", "It is so.")]) for reader in (span_reader, load(folder)))
     assert before.no_answer is not None and after.no_answer is not None

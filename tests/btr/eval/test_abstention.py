@@ -36,8 +36,11 @@ def test_silence_is_right_where_nothing_answers_and_nowhere_else() -> None:
     assert best_silence(DOUBT, F1, np.ones(6, bool)) == 5  # the last one gains nothing
 
 
-def test_question_that_was_not_read_got_no_answer() -> None:
-    rows = [{"em": 1.0, "f1": 1.0, "no_answer": 0.0}, {"em": 0.0, "f1": 0.0, "unread": "too long"}]
-    found = abstention(rows, [{"em": 1.0, "f1": 1.0, "no_answer": 0.9}] * 2, 0.5)
-    assert (found["em"][0], found["auroc"][0], found["coverage"][0]) == (75.0, 50.0, 25.0)
-    assert found["em"][1] < 75.0 < found["em"][2]
+def test_question_that_was_not_read_is_answered_wrongly() -> None:
+    unread = {"em": 0.0, "f1": 0.0, "unread": "too long"}
+    rows = [{"em": 1.0, "f1": 1.0, "no_answer": 0.0}, unread]
+    found = abstention(
+        rows, [{"em": 1.0, "f1": 1.0, "no_answer": 0.9}, {"em": 0.0, "f1": 0.0, "unread": "too long"}], 0.5
+    )
+    assert (found["em"][0], found["auroc"][0], found["coverage"][0]) == (50.0, 75.0, 0.0)
+    assert found["em"][1] < 50.0 < found["em"][2]
