@@ -147,7 +147,7 @@ def test_long_question_is_read_from_its_end(store: str, capsys: pytest.CaptureFi
     [
         (["s.btr", " "], "error: the question is blank; ask something"),
         (["s.btr", "a", "--passages", "0"], "error: --passages is 0; use 1 or more"),
-        (["none.btr", "a"], "error: none.btr: there is no such file; name a store, one folder, or files, and one question"),
+        (["none.btr", "a"], "error: none.btr: there is no such file; name a store, one folder, or files, and one "),
         (["s.btr", "a", "--reader", "nowhere/at/all"], "error: nowhere/at/all"),
         (["s.btr", "a", "--retriever", "dense"], "error: "),
     ],
