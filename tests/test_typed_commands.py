@@ -56,16 +56,20 @@ def read_lines(text: str) -> Iterator[list[str]]:
 
 def parse(words: list[str]) -> str:
     """Let a command read its words, and do nothing; returns what it says against them."""
-    said, read = io.StringIO(), Parser.parse_args
+    said = io.StringIO()
 
-    def stop(parser: Parser, *given: Any) -> Any:
-        found = read(parser, *given)
-        if "btr" in parser.prog:
-            raise Parsed
-        return found  # a parser within
+    def stopping(read: Any) -> Any:
+        def stop(parser: Parser, *given: Any) -> Any:
+            found = read(parser, *given)
+            if "btr" in parser.prog:
+                raise Parsed
+            return found  # a parser within
+
+        return stop
 
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(said):
-        patch.setattr(Parser, "parse_args", stop)
+        for name in ("parse_args", "parse_intermixed_args"):
+            patch.setattr(Parser, name, stopping(getattr(Parser, name)))
         try:
             main(words)
         except (Parsed, SystemExit):
@@ -101,6 +105,7 @@ def desk(tmp_path: Path, bert_folder: Path, pruning_reader: Any, encoder_folder:
     text = "".join(json.dumps(row) + "\n" for row in rows)
     for name in ("train-questions.jsonl", "train.jsonl", "squad/dev.jsonl", "nq/dev.jsonl", "triviaqa/dev.jsonl"):
         write(tmp_path / name, text)
+    write(tmp_path / "notes" / "lighthouse.md", "# Lighthouse\n\nIt was built in 1847.\n")
     write(tmp_path / "keys.txt", "a-key-of-some-length\n")
     write(tmp_path / "serve.toml", "max_passages = 40\n")
     for name in ("shipped", "teacher", "base"):
