@@ -16,7 +16,7 @@ import numpy as np
 
 from btr.corpus import Passage, read_questions
 from btr.errors import InputError
-from btr.eval.abstention import RIGHT, answered_at, auroc, threshold
+from btr.eval.abstention import RIGHT, answered_at, auroc, best_silence, threshold, with_silence
 from btr.metrics import f1
 from btr.model.checkpoint import save_config
 from btr.reader import Reader
@@ -46,13 +46,14 @@ def calibrate(
     questions: Sequence[str],
     limit: int,
     passages: int | None,
-    precision: float,
+    precision: float | None,
     dtype: str,
     say: Callable[[str], None],
 ) -> None:
     """Fit to `limit` questions, taken from the files in turn, tell how well that holds, and write it to the reader.
 
-    So is the threshold over which no answer is given, so that `precision` of those that are given are right.
+    So is the threshold over which no answer is given: that of the best SQuAD 2.0 F1, or the greatest at which
+    `precision` of the answers that are given are right.
 
     Raises:
         InputError: no folder, a reader that writes, or questions of one kind alone.
@@ -75,7 +76,7 @@ def calibrate(
     say(describe(before, after))
     say(f"AUROC {auroc(np.array(told), np.array(answerable)):.3f}, of {len(checked)} readings that were not fitted to")
     above = choose([calibrated(found.no_answer, line) for found in fitted_to], fitted_to, precision)
-    say(describe_threshold(above, told, checked, precision))
+    say(describe_threshold(above, told, checked))
     save_config(replace(reader.config, no_answer_calibration=line, no_answer_above=above), folder)
     say(f"wrote {folder / 'btr_config.json'}: no_answer_calibration [{line[0]:.4f}, {line[1]:.4f}]")
     try:
@@ -147,22 +148,28 @@ def gap(found: Sequence[Bin]) -> float:
     return sum(abs(predicted - observed) * n for predicted, observed, n in found) / sum(n for *_, n in found)
 
 
-def choose(told: Sequence[float], readings: Sequence[Reading], precision: float) -> float | None:
-    """Return the greatest threshold at which this share of the answers is right; None if there is none."""
-    doubt, right = np.array(told), np.array([found.f1 > RIGHT for found in readings])
-    count = answered_at(doubt, right, precision)
+def choose(told: Sequence[float], readings: Sequence[Reading], precision: float | None) -> float | None:
+    """Return the threshold of the best F1, or the greatest at which this share of the answers is right."""
+    doubt, scores = np.array(told), np.array([found.f1 for found in readings])
+    if precision is not None:
+        count = answered_at(doubt, scores > RIGHT, precision)
+    else:
+        count = best_silence(doubt, scores, np.array([found.answerable for found in readings]))
     return round(threshold(doubt, count), 4) if count else None
 
 
-def describe_threshold(
-    above: float | None, told: Sequence[float], readings: Sequence[Reading], precision: float
-) -> str:
+def describe_threshold(above: float | None, told: Sequence[float], readings: Sequence[Reading]) -> str:
     """Say what comes of a threshold on readings that it was not chosen on."""
     if above is None:
-        return f"no threshold makes {precision:.0%} of the answers right; no_answer_above is left out"
-    given = [found.f1 > RIGHT for doubt, found in zip(told, readings, strict=True) if doubt <= above]
-    right = f", {sum(given) / len(given):.1%} of these answers are right (F1 over {RIGHT:g})" if given else ""
-    return f"no_answer_above {above:g}: {len(given)} of the other {len(readings)} readings are answered{right}"
+        return "silence is best throughout, or no threshold has that share right; no_answer_above is left out"
+    doubt, scores = np.array(told), np.array([found.f1 for found in readings])
+    answerable, given = np.array([found.answerable for found in readings]), doubt <= above
+    scored = with_silence(doubt, scores, answerable, above).mean()
+    right = f"{(scores[given] > RIGHT).mean():.1%} of these answers right; " if given.any() else ""
+    return (
+        f"no_answer_above {above:g}, on readings that it was not chosen on: {given.sum()} of {len(given)} answered, "
+        f"{right}SQuAD 2.0 F1 {scored:.1%}"
+    )
 
 
 def describe(before: Sequence[Bin], after: Sequence[Bin]) -> str:

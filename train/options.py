@@ -124,8 +124,8 @@ def add_preparations(commands: Any) -> None:
     doubt.add_argument("--questions", nargs="+", required=True, metavar="FILE", help=about)
     count(doubt, "--limit", 800, "questions, fitted to and held back in turn; those with answers are read twice")
     count(doubt, "--passages", None, "passages of a question; default: the reader's own number")
-    about = "share of its answers that are to be right; where that takes less doubt, no answer is given"
-    amount(doubt, "--precision", 0.8, about)
+    about = "share of answers that are to be right: over the no_answer at which fewer are, none is; default: best F1"
+    amount(doubt, "--precision", None, about)
     for added in (skim, doubt):
         about = "of the reader (%(default)s)"
         added.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32", help=about)
