@@ -27,6 +27,7 @@ from btr.words import end_of_letter
 SHORT = 16  # tokens
 WHOLE = re.compile(r"\W?$")  # what may stand beside a whole word: a character of no word, or nothing
 LEAST = 1e-6  # evidence
+HEAD = "title: {} context: "
 
 
 class Dictation:
@@ -63,10 +64,16 @@ class Generative:
 
     def passage_ids(self, passages: Sequence[tuple[str, str]], limit: int) -> tuple[list[list[int]], int]:
         """Tokenize (title, text) as `title: … context: …` with end of sequence; and count those cut to the limit."""
-        texts = [f"title: {title} context: {text}" for title, text in passages]
+        texts = [f"{HEAD.format(title)}{text}" for title, text in passages]
         found = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         eos, room = self.t5.config.eos_token_id, limit - 1
         return [[*e.ids[:room], eos] for e in found], sum(len(e.ids) > room for e in found)
+
+    def text_places(self, title: str, text: str, ids: np.ndarray) -> list[tuple[int, int]]:
+        """Return, of each token of a passage that is of its text, its place and where in the text it ends."""
+        head = HEAD.format(title)
+        offsets = self.tokenizer.encode(head + text, add_special_tokens=False).offsets[: len(ids) - 1]
+        return [(n, end - len(head)) for n, (_, end) in enumerate(offsets) if end > len(head)]
 
     def answer(
         self, memories: Sequence[tuple[Tensor | MergedRows, Memory]], mode: Mode, max_new_tokens: int, watch: Stopwatch
