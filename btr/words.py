@@ -30,9 +30,9 @@ _letter = re.compile("(?s).[\u1160-\u11ff]*")  # the vowel and the end of a Kore
 _UNIT = rf"(?:[{UNSPACED}][^\w\s]*|[^\s{UNSPACED}]+)"  # marks and punctuation stay with the character before them
 _units = re.compile(_UNIT)
 # after a full stop and what closes with it, but not that of an initial ("J. Smith"), before what can begin a sentence;
-# after those of Han and kana (full width) and of Hindi; where a line ends
+# after those of Han and kana (full width) and of Hindi; at a blank line
 _ends = re.compile(
-    r"(?<=[.!?…])(?<!\b[A-Z]\.)[\"'”’»)\]]*\s+(?![a-z])|(?<=[\u3002\uff01\uff1f\u0964])[”’」』)]*\s*|\s*\n\s*"
+    r"(?<=[.!?…])(?<!\b[A-Z]\.)[\"'”’»)\]]*\s+(?![a-z])|(?<=[\u3002\uff01\uff1f\u0964])[”’」』)]*\s*|\s*\n\s*\n\s*"
 )
 
 

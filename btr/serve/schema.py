@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from btr.corpus.records import number_text
 from btr.model.config import Mode
 
+MOST_HOPS = 8
 MOST_IDS = 10_000  # of any list in a request, before the server's own limit is looked at
 
 
@@ -62,12 +63,17 @@ class Evidence(BaseModel):
 
 
 class AnswerRequest(Evidence):
-    """Ask a question; `timeout` is in seconds, the server's own is the most."""
+    """Ask a question; `timeout` is in seconds, the server's own is the most.
+
+    With `hops` the store is searched up to so many times: for the question, then for it and the sentence with the most
+    evidence, until the reader is sure or finds nothing new.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid")
     question: Text
     max_new_tokens: int = 32
     timeout: float | None = Field(default=None, gt=0)
+    hops: int = Field(default=1, ge=1, le=MOST_HOPS)
 
 
 class StreamableRequest(AnswerRequest):
@@ -163,6 +169,20 @@ class Citation(BaseModel):
     end: int
 
 
+class Hop(BaseModel):
+    """Tell what a step asked the store, which passages it read (best first), and what it found.
+
+    `sentence`, of the passage called `title`, has the most evidence; the next step asks for it too. "": there is none.
+    """
+
+    query: str
+    ids: list[str]
+    answer: str
+    no_answer: float | None
+    title: str
+    sentence: str
+
+
 class AnswerResponse(BaseModel):
     """Give the answer, the passages it came from (most evidence first), and what reading them took.
 
@@ -171,7 +191,8 @@ class AnswerResponse(BaseModel):
     readers alone, or is 1, without passages, where none of the store shares a word with the question; `timings` are
     seconds (`tokenize` and what follows are those of the `batch` questions that were read together); `bits_read`
     counts the stored signs, `answer_tokens` the tokens of the answer; `read` passages were read to the end. Of a
-    question longer than the reader reads, its last words are read, and `question_cut` says so.
+    question longer than the reader reads, its last words are read, and `question_cut` says so. With `hops`, `trace`
+    has the steps; passages and evidence are those of the last, timings and counts those of all.
     """
 
     answer: str
@@ -188,6 +209,7 @@ class AnswerResponse(BaseModel):
     tokens_read: int
     answer_tokens: int
     question_cut: bool = False
+    trace: list[Hop] | None = None
 
 
 class ErrorBody(BaseModel):

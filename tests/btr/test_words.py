@@ -60,7 +60,7 @@ def test_letter_ends_after_its_marks() -> None:
         ("J. Smith was born in Rome. He died.", ["J. Smith was born in Rome.", "He died."]),
         ('He said "No." Then (as told.) it fell.', ['He said "No."', "Then (as told.) it fell."]),
         ("See e.g. this one! Or that?", ["See e.g. this one!", "Or that?"]),
-        ("One line\n\n and another ", ["One line", "and another"]),
+        ("One\nline\n \n and another ", ["One\nline", "and another"]),
         ("富士山は高い。東京は大きい。", ["富士山は高い。", "東京は大きい。"]),
         (" \n ", []),
         ("", []),
