@@ -1,6 +1,6 @@
 """Answer a question of several hops."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 
@@ -74,7 +74,7 @@ class Hops:
         chosen = Chosen(passages, found.passages, found.scores, self.seconds)
         return Hopped(chosen, found.answer, found.steps, self.seconds, self.tokens)
 
-    def search(self, questions: list[str], top: int) -> list[Hits]:
+    def search(self, questions: Sequence[str], top: int) -> list[Hits]:
         """Search the store, as long as somebody waits for the answer."""
         if self.ears is not None and not self.ears.wanted(0):
             raise late()
