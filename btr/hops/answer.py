@@ -8,14 +8,18 @@ what it reads the passages of the step alone; the answer is that of the last ste
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
 from btr.errors import InputError
+from btr.hops.pace import Pace
+from btr.hops.speculation import speculate
 from btr.hops.steps import Search, take_steps
 from btr.reader import Answer, Reader
 from btr.reader.sentences import best_sentence
 from btr.retrieve.bm25 import Hits
+from btr.retrieve.indexed import Preparing
 from btr.storage import Encoded, Store
 
 SURE = 0.1  # `no_answer` at or below which no further passages are looked for
@@ -104,6 +108,12 @@ class Hopping:
         step = Step(query, passages.ids, answer.text, answer.no_answer, title, sentence)
         return State((*state.steps, step), (*state.read, found), answer, passages)
 
+    def run(self, index: Search | Preparing, top: int, pace: Pace | None = None) -> tuple[State, list[Hits]]:
+        """Take the steps, with guesses if there is a pace."""
+        if pace is None:
+            return take_steps(self, index, top, State())
+        return speculate(self, cast(Preparing, index), top, State(), pace, self.hops)
+
     def finish(self, state: State, found: list[Hits]) -> Hopped:
         """Return the answer of the last state; found: for each query."""
         scores = found[len(state.steps) - 1][1] if state.steps else np.zeros(0, np.float32)
@@ -137,19 +147,21 @@ def check_hops(hops: int, store: Store) -> None:
 def answer_in_hops(
     reader: Reader,
     store: Store,
-    index: Search,
+    index: Preparing,
     question: str,
     hops: int = 3,
     top: int = 0,
     *,
     sure: float = SURE,
     read: Read | None = None,
+    pace: Pace | None = None,
 ) -> Hopped:
     """Answer a question over a store in at most so many hops.
 
     index: what the store is searched with, such as `open_retriever(store)`. top: passages a step; 0: the reader's own
     number. sure: the `no_answer` of a span reader at or below which it ends; -1: never. read: how to answer from
-    passages; by default in the reader's own mode, with nothing merged and all of them read to the end.
+    passages; by default in the reader's own mode, with nothing merged and all of them read to the end. pace: with one,
+    kept from question to question, steps are read with guesses where that is sooner; what comes out is the same.
 
     Raises:
         InputError: a blank or over-long question, a number of hops or passages that cannot be, a store of another
@@ -160,4 +172,4 @@ def answer_in_hops(
         raise InputError("the question is blank; ask something")
     by_reader = read or (lambda passages: reader.answer(question, passages))
     hopping = Hopping(question, by_reader, store.at, learner(reader), hops, sure)
-    return hopping.finish(*take_steps(hopping, index, top or reader.config.passages, State()))
+    return hopping.finish(*hopping.run(index, top or reader.config.passages, pace))

@@ -2,11 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from btr.corpus import Passage
-from btr.hops.answer import Hopping, State, Step, learner
-from btr.hops.steps import take_steps
+from btr.hops.answer import Hopping, Step, learner
+from btr.hops.pace import Pace
 from btr.reader import Answer, Reader
 from btr.retrieve.bm25 import Hits
 from btr.serve.chosen import Chosen
@@ -51,15 +56,23 @@ class Hopped:
         return reply.model_copy(update={"trace": trace, "timings": reply.timings | self.seconds} | counts)
 
 
+class Quiet(Ears):
+    """Hear of a step that may not be the last, so of no words: they may not be those of the answer."""
+
+    def words(self, b: int, text: str) -> None:
+        """Keep to itself how the answer of a step goes on."""
+
+
 class Hops:
-    """Search and read for one question; what that takes adds up."""
+    """Search and read for one question; seconds add up."""
 
     def __init__(self, library: Library, read: Callable[[Chosen], Answer | Exception], ears: Ears | None) -> None:
         self.library, self.answer, self.ears = library, read, ears
+        self.index: Any = library.index
         self.seconds: dict[str, float] = {}
-        self.tokens = 0
+        self.tokens: dict[tuple[str, ...], int] = {}  # of the passages of a step
 
-    def run(self, reader: Reader, request: AnswerRequest, top: int) -> Hopped:
+    def run(self, reader: Reader, request: AnswerRequest, top: int, pace: Pace) -> Hopped:
         """Take the steps.
 
         Raises:
@@ -67,19 +80,45 @@ class Hops:
             Exception: what a search or a reading failed with.
         """
         hopping = Hopping(request.question.strip(), self.read, self.load, learner(reader), request.hops)
-        found = hopping.finish(*take_steps(hopping, self, top, State()))
+        known = pace if hasattr(self.index, "prepare") else None
+        found = hopping.finish(*hopping.run(self, top, known))
         if found.answer is None or found.passages is None:
             return Hopped(Chosen((), timings=self.seconds), seconds=self.seconds)
         passages = _passages(found.passages)
         chosen = Chosen(passages, found.passages, found.scores, self.seconds)
-        return Hopped(chosen, found.answer, found.steps, self.seconds, self.tokens)
+        tokens = sum(self.tokens[step.ids] for step in found.steps)  # not of what was read by a wrong guess
+        return Hopped(chosen, found.answer, found.steps, self.seconds, tokens)
 
     def search(self, questions: Sequence[str], top: int) -> list[Hits]:
         """Search the store, as long as somebody waits for the answer."""
+        return self._search(partial(self.index.search, questions, top))
+
+    def prepare(self, question: str) -> Any:
+        """Return what a query is searched by."""
+        return self.index.prepare(question)
+
+    def search_prepared(self, questions: Sequence[Any], top: int) -> list[Hits]:
+        """Search the store for prepared queries, as `search`."""
+        return self._search(partial(self.index.search_prepared, questions, top))
+
+    def among(self, question: Any, ordinals: NDArray[np.int64], top: int) -> Hits:
+        """Find the best of few passages."""
+        hits: Hits = self.index.among(question, ordinals, top)
+        return hits
+
+    def depth(self, top: int, most: int) -> int:
+        """Return how many may be asked for without changing the first `top`."""
+        depth: int = self.index.depth(top, most)
+        return depth
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def _search(self, search: Callable[[], list[Hits]]) -> list[Hits]:
         if self.ears is not None and not self.ears.wanted(0):
             raise late()
         began = perf_counter()
-        hits: list[Hits] = self.library.index.search(questions, top)  # type: ignore[union-attr]
+        hits = search()
         self._add({"retrieve": perf_counter() - began})
         return hits
 
@@ -99,7 +138,7 @@ class Hops:
         if isinstance(answer, Exception):
             raise answer
         self._add(answer.timings)
-        self.tokens += sum(len(part) for part in answer.token_evidence)
+        self.tokens[found.ids] = sum(len(part) for part in answer.token_evidence)
         return answer
 
     def _add(self, seconds: dict[str, float]) -> None:

@@ -8,6 +8,7 @@ from time import perf_counter
 
 from btr.corpus import Passage
 from btr.errors import InputError
+from btr.hops import Pace
 from btr.model.config import Mode
 from btr.reader import Reader
 from btr.reader.answer import Answer
@@ -15,7 +16,7 @@ from btr.reader.truncation import shorten
 from btr.retrieve.bm25 import Hits
 from btr.serve.chosen import Chosen
 from btr.serve.highlight import find_answer
-from btr.serve.hops import Hopped, Hops, check_hops
+from btr.serve.hops import Hopped, Hops, Quiet, check_hops
 from btr.serve.library import Library
 from btr.serve.schema import (
     AnswerRequest,
@@ -55,6 +56,7 @@ class Service:
         self.top = settings.top or min(reader.config.passages, settings.max_passages)
         given = settings.batch_tokens
         self.batch_tokens = given if given is not None else 16384 if reader.family == "generative" else 0
+        self.pace = Pace()  # of questions in several hops
         self._opening = threading.Lock()  # so that an older look at the store never follows a newer one
 
     @property
@@ -197,9 +199,10 @@ class Service:
 
     def _hop(self, library: Library, request: AnswerRequest, ears: Ears | None) -> Hopped:
         """Search and read several times for one question."""
-        hops = Hops(library, lambda chosen: self._read([request], [chosen], ears)[0], ears)
+        quiet = Quiet(ears.jobs) if ears else None
+        hops = Hops(library, lambda chosen: self._read([request], [chosen], quiet)[0], quiet)
         try:
-            return hops.run(self.reader, request, request.top_k or self.top)
+            return hops.run(self.reader, request, request.top_k or self.top, self.pace)
         except RequestError as error:
             return Hopped(error)
         except Exception as error:

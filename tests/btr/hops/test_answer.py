@@ -135,6 +135,28 @@ def test_reader_and_store_answer_in_hops(store: Path, tiny_reader: Reader) -> No
         assert hopped.steps[0] == answer_in_hops(tiny_reader, opened, index, question, 1, 2).steps[0]
 
 
+@pytest.mark.parametrize("strides", [[1], [2], [0, 3]])
+def test_guessed_hops_are_the_same_to_the_bit(store: Path, tiny_reader: Reader, fakes: Any, strides: list[int]) -> None:
+    """The store's own index of words, the tiny readers, and a pace that guesses whether it pays or not."""
+    questions = (
+        "Who built the lighthouse of the harbour?",
+        "What is carried over the hills?",
+        "xyzzy",
+        "Who eats fish?",
+    )
+    with Store.open(store) as opened:
+        index = open_retriever(opened)
+        for question in questions:
+            plain = answer_in_hops(tiny_reader, opened, index, question, 4, 2, sure=-1)
+            sooner = answer_in_hops(tiny_reader, opened, index, question, 4, 2, sure=-1, pace=fakes.Forced(strides))
+            assert sooner.steps == plain.steps and sooner.scores.tolist() == plain.scores.tolist()
+            if plain.answer is not None and sooner.answer is not None:
+                assert (sooner.answer.text, sooner.answer.score) == (plain.answer.text, plain.answer.score)
+                for one, other in zip(sooner.answer.token_evidence, plain.answer.token_evidence, strict=True):
+                    assert one.tolist() == other.tolist()
+            assert fakes.threads() == []
+
+
 def test_what_cannot_be_asked_in_hops_is_refused(store: Path, tiny_reader: Reader) -> None:
     with Store.open(store) as opened:
         index = open_retriever(opened)

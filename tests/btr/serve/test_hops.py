@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from btr.serve import Desk
+
 ADA, SECOND = "Ada\n Berg built the first lighthouse; ADA-BERG lamps 🚢 followed.", "A harbour wall, drawn by Ada Berg,"
 
 
@@ -35,8 +37,8 @@ def index() -> Following:
 
 
 @pytest.fixture
-def port(kit: Any, reader: Any, index: Following) -> Iterator[int]:
-    """A server whose reader has its evidence in the first word of the second passage."""
+def desk_(kit: Any, reader: Any, index: Following) -> Desk:
+    """A desk whose reader has its evidence in the first word of the second passage."""
     answer = reader.answer
 
     def told(question: str, source: Any, mode: str, most: int) -> SimpleNamespace:
@@ -49,9 +51,15 @@ def port(kit: Any, reader: Any, index: Following) -> Iterator[int]:
     reader.answer = told
     reader.passage_ids = lambda passages: ([[0] * kit.TOKENS for _ in passages], 0)
     reader._text = SimpleNamespace(text_places=lambda title, text, ids: [(n, 3 + n) for n in range(len(ids))])
-    desk = kit.make_desk(reader)
+    desk: Desk = kit.make_desk(reader)
     object.__setattr__(desk.service.library, "index", index)
-    with kit.serving(desk) as taken:
+    return desk
+
+
+@pytest.fixture
+def port(kit: Any, desk_: Desk) -> Iterator[int]:
+    """The port of its server."""
+    with kit.serving(desk_) as taken:
         yield taken
 
 
@@ -69,6 +77,35 @@ def test_trace_tells_every_step(kit: Any, port: int, reader: Any, index: Followi
     assert {passage["id"]: passage["retrieval_score"] for passage in reply["passages"]} == {"p2": 12.0, "p1": 11.0}
     assert reply["tokens_read"] == 4 * kit.TOKENS and reply["bits_read"] == 4 * kit.TOKENS * kit.D
     assert reply["timings"]["encode"] == 2 * 0.003 and reply["batch"] == 1
+
+
+def test_guesses_change_nothing_but_the_time(kit: Any, port: int, index: Following, desk_: Desk) -> None:
+    plain = kit.ask(port, hops=3, top_k=2)
+    known: list[list[int]] = []
+
+    def among(query: str, ordinals: np.ndarray, top: int) -> Any:
+        known.append(ordinals.tolist())
+        return np.array([0, 1], np.int64), np.ones(2, np.float32)  # wrong
+
+    verbs = {"prepare": str, "search_prepared": index.search, "among": among, "depth": lambda top, most: top}
+    for name, verb in verbs.items():
+        setattr(index, name, verb)
+    desk_.service.pace.stride = lambda: 1  # type: ignore[method-assign]
+    sooner = kit.ask(port, hops=3, top_k=2)
+    assert known[0] == [2, 3] and len(known) == 2  # what was come across
+    assert {name: sooner[name] for name in sooner if name != "timings"} == {
+        name: plain[name] for name in plain if name != "timings"
+    }
+
+
+def test_words_of_a_step_are_not_told(port: int, reader: Any) -> None:
+    reader.pieces = ("ada", " Be")
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    body = json.dumps({"question": "Who?", "hops": 2, "top_k": 2, "stream": True})
+    connection.request("POST", "/v1/answer", body, {"Content-Type": "application/json"})
+    text = connection.getresponse().read().decode()
+    connection.close()
+    assert "event: reading" in text and "event: text" not in text
 
 
 def test_one_hop_has_no_trace(kit: Any, port: int, index: Following) -> None:
