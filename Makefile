@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ROOMS := btr kernels storage train
 
 .DEFAULT_GOAL := help
-.PHONY: serve test test-all test-oldest check types format bench clean help
+.PHONY: serve test test-all test-oldest check types format bench docs clean help
 
 serve: $(VENV)/installed corpus.btr  ## answer questions from the sample corpus, in the browser and over HTTP
 	$(BIN)/python -m btr.serve
@@ -50,11 +50,14 @@ format: $(VENV)/installed-dev  ## rewrite the code as `make check` wants it
 bench: $(VENV)/installed corpus.btr  ## measure speed and size on this machine
 	$(BIN)/python -m btr.bench
 
+docs: $(VENV)/installed-docs  ## build the documentation into site/; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 corpus.btr: | $(VENV)/installed
 	$(BIN)/python -m btr.precompute corpus
 
 clean:  ## remove what was built, and the sample store; rm -rf .venv starts the environment afresh
-	rm -rf build dist btr.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis corpus.btr corpus.btr.building
+	rm -rf build dist site btr_reader.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis corpus.btr corpus.btr.building
 	find $(ROOMS) tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
@@ -75,6 +78,10 @@ $(VENV)/installed-test: $(VENV)/installed
 
 $(VENV)/installed-dev: $(VENV)/installed-test
 	$(PIP) install -q -e ".[test,dev]"
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) install -q -e ".[docs]"
 	@touch $@
 
 $(VENV)-oldest/installed: setup.py tests/oldest.txt

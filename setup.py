@@ -11,6 +11,7 @@ from setuptools import setup
 
 HERE = Path(__file__).parent
 ROOMS = {"btr": "btr", "btr.kernels": "kernels", "btr.storage": "storage", "btr.train": "train"}  # import name: folder
+SAMPLE = {"btr.sample": "corpus"}  # no modules: the sample corpus, which `btr precompute sample` reads
 
 
 def find_packages() -> dict[str, str]:
@@ -32,16 +33,47 @@ def read_version() -> str:
     return match.group(1)
 
 
-PACKAGES = find_packages()
+PACKAGES = find_packages() | SAMPLE
 
 setup(
-    name="btr",
+    name="btr-reader",  # `btr` is another package of the index; what is imported is btr all the same
     version=read_version(),
     description="Binary token representations: a reader that keeps every passage as bits and answers from them",
-    license="Apache-2.0",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    keywords=[
+        "question answering",
+        "retrieval-augmented generation",
+        "binarization",
+        "Fusion-in-Decoder",
+        "BERT",
+        "T5",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Text Processing :: Indexing",
+        "Typing :: Typed",
+    ],
     packages=sorted(PACKAGES),
     package_dir=PACKAGES,
-    package_data={"btr": ["py.typed", "default_reader/*"], "btr.serve": ["*.html"], "btr.train": ["recipes/*.toml"]},
+    package_data={
+        "btr": ["py.typed", "default_reader/*"],
+        "btr.sample": ["*.jsonl", "README.md"],
+        "btr.serve": ["*.html"],
+        "btr.train": ["recipes/*.toml"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.9",
@@ -67,9 +99,11 @@ setup(
         "prometheus-client>=0.20",
     ],
     extras_require={
+        "documents": ["markitdown[docx,pdf,pptx,xlsx]>=0.1.3"],
         "plots": ["matplotlib>=3.9"],
         "gpus": ["accelerate>=1.0"],
         "ray": ["ray>=2.40"],
+        "mcp": ["mcp>=2.0"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.5",
@@ -79,8 +113,20 @@ setup(
             "setuptools>=77",
         ],  # a test builds the wheel
         "dev": ["ruff>=0.15", "mypy>=1.18", "matplotlib>=3.9"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
         # what else tests need that skip without it
-        "all-tests": ["selenium>=4.20", "accelerate>=1.0", "ray>=2.40", "haystack-ai>=2.0"],
+        "all-tests": [
+            "selenium>=4.20",
+            "accelerate>=1.0",
+            "ray>=2.40",
+            "mcp>=2.0",
+            "haystack-ai>=2.0",
+            "langchain-core>=1.0",
+            "llama-index-core>=0.14",
+            "nbclient>=0.10",
+            "ipykernel>=6.29",
+            "markitdown>=0.1.3",
+        ],
     },
     entry_points={"console_scripts": ["btr = btr.__main__:cli"]},
 )

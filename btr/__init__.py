@@ -1,6 +1,9 @@
 """Binary token representations: a Fusion-in-Decoder reader that reads passages once and keeps them as bits."""
 
 import importlib
+import importlib.util
+import sys
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
@@ -13,6 +16,14 @@ _HOMES = {
     "Reader": "btr.reader",
     "Store": "btr.storage",
 }
+
+
+if importlib.util.find_spec("fcntl") is None:
+    _cause = "btr needs Linux or macOS: its stores use flock; on Windows use WSL"
+    if Path(sys.argv[0]).stem in ("btr", "-m"):  # a command, or `python -m`: a line, and no traceback
+        sys.stderr.write(f"error: {_cause}\n")
+        sys.exit(2)
+    raise ImportError(_cause)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,10 @@ from btr.command import run_command
 
 # command: (module whose main(argv) runs it, what it does)
 COMMANDS = {
+    "ask": ("btr.ask.__main__", "answer questions at the terminal"),
     "precompute": ("btr.precompute.__main__", "read every passage of a corpus once and keep it as bits in a store"),
     "serve": ("btr.serve", "answer questions over HTTP from a store"),
+    "mcp": ("btr.mcp.__main__", "answer an assistant's questions from a store, over the Model Context Protocol"),
     "store": ("btr.store.__main__", "look into a store, check it, or change it"),
     "train": ("btr.train.__main__", "make a reader, in three stages"),
     "retrieve": ("btr.retrieve.__main__", "find passages by meaning: build an index, search it, measure it"),

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -30,6 +31,16 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **({"allow_abbrev": False} | more))
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Read a command line; `~/` stands for the home folder behind `--option=` and in a recipe too."""
+        return super().parse_known_args([at_home(word) for word in (sys.argv[1:] if args is None else args)], namespace)
+
+
+def at_home(word: str) -> str:
+    """Put the home folder in place of a `~/` that a word, or what follows its `--option=`, begins with."""
+    option, name = re.fullmatch(r"(--[\w-]+=)?(.*)", word, re.DOTALL).groups(default="")  # type: ignore[union-attr]
+    return option + os.path.expanduser(name) if name == "~" or name.startswith("~/") else word
 
 
 def check_file(flag: str, name: str) -> None:

@@ -8,7 +8,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 WORD = re.compile(r"\w+|[^\w\s]")
 ROUNDS = 1000  # of the bootstrap
+LOOKED_AT = 1 << 16  # characters of a text: more than a reader reads of one, or writes
 
 
 def normalise(text: str) -> str:
@@ -24,7 +25,7 @@ def normalise(text: str) -> str:
     Beside what SQuAD does, letters are composed (NFC), and a text of which nothing would be left ("The The", "+") keeps
     articles and punctuation: else silence would be the right answer.
     """
-    lower = unicodedata.normalize("NFC", text).lower()
+    lower = unicodedata.normalize("NFC", text[:LOOKED_AT]).lower()
     return " ".join(ARTICLES.sub(" ", lower.translate(PUNCTUATION)).split()) or " ".join(lower.split())
 
 
@@ -51,7 +52,7 @@ def holds_answer(text: str, accepted: Sequence[str]) -> bool:
 
 def _words(text: str) -> str:
     """Return the words and marks of a text, a space around each."""
-    return " ".join(["", *WORD.findall(unicodedata.normalize("NFC", text).lower()), ""])
+    return " ".join(["", *WORD.findall(unicodedata.normalize("NFC", text[:LOOKED_AT]).lower()), ""])
 
 
 def mean(values: Sequence[float]) -> float:
@@ -68,6 +69,11 @@ def bootstrap(values: Sequence[float], rounds: int = ROUNDS, seed: int = 0) -> t
         ValueError: no values.
     """
     return _interval(_resampled((values,), rounds, seed)[:, 0])
+
+
+def percent(values: Sequence[float]) -> list[float]:
+    """Return the mean of values and its 95 % interval, in per cent."""
+    return [round(100 * value, 2) for value in (mean(values), *bootstrap(values))]
 
 
 def retention(
@@ -88,6 +94,23 @@ def retention(
     drawn = _resampled((values, base), rounds, seed)
     drawn = drawn[drawn[:, 1] > 0]
     return (sum(values) / sum(base), *_interval(drawn[:, 0] / drawn[:, 1]))
+
+
+def interval_of(
+    statistic: Callable[[np.ndarray], float], n: int, rounds: int = ROUNDS, seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95 % interval of a statistic of which of `n` examples were drawn, (n,) numbers from 0.
+
+    A draw that has no such figure (not a number) is left out.
+
+    Raises:
+        ValueError: no examples.
+    """
+    if not n:
+        raise ValueError("no examples to take an interval over; give at least one")
+    drawn = np.random.RandomState(seed)
+    found = np.array([statistic(drawn.randint(0, n, n)) for _ in range(rounds)])
+    return _interval(found[~np.isnan(found)])
 
 
 def _resampled(columns: Sequence[Sequence[float]], rounds: int, seed: int) -> np.ndarray:

@@ -3,6 +3,8 @@
 import sys
 import time
 
+LIVE, PLAIN = 0.5, 10.0  # seconds between two lines: in a terminal, elsewhere
+
 
 def say(line: str, *, end: str = "\n") -> None:
     """Write a line to stderr; in a terminal it takes the place of a line of progress."""
@@ -13,17 +15,21 @@ def say(line: str, *, end: str = "\n") -> None:
 class Progress:
     """Report counts, rate and time left: one line that is rewritten in a terminal, else a line every 10 seconds."""
 
-    def __init__(self, what: str, done: int, total: int | None) -> None:
-        self.what, self.first, self.done, self.total = what, done, done, total
-        self.tokens = 0
+    def __init__(self, what: str, done: int, total: int | None, unit: str = "passages") -> None:
+        self.what, self.first, self.done, self.total, self.unit = what, done, done, total, unit
+        self.tokens, self.more = 0, ""  # what else there is to say, such as the score until now
         self.began = self.shown = time.monotonic()
         self.live = sys.stderr.isatty()
 
-    def __call__(self, passages: int, tokens: int = 0) -> None:
+    def __call__(self, count: int, tokens: int = 0) -> None:
         """Count what was just done, and show it if it is time."""
-        self.done, self.tokens = self.done + passages, self.tokens + tokens
-        if time.monotonic() - self.shown >= (0.5 if self.live else 10.0):
+        self.done, self.tokens = self.done + count, self.tokens + tokens
+        if time.monotonic() - self.shown >= (LIVE if self.live else PLAIN):
             self.show()
+
+    def reach(self, done: int) -> None:
+        """Count on to what is done in all, and show it if it is time."""
+        self(done - self.done)
 
     def show(self, last: bool = False) -> None:
         """Print the line; the last stays in a terminal too."""
@@ -31,10 +37,11 @@ class Progress:
         seconds = max(self.shown - self.began, 1e-9)
         rate = (self.done - self.first) / seconds
         line = f"{self.what} {self.done:,}" + (f"/{self.total:,}" if self.total else "")
-        line += f" passages  {rate:,.0f}/s" if rate >= 10 or not rate else f" passages  {rate:.2g}/s"
+        line += f" {self.unit}  {rate:,.0f}/s" if rate >= 10 or not rate else f" {self.unit}  {rate:.2g}/s"
         line += f"  {self.tokens / seconds:,.0f} tokens/s" if self.tokens else ""
         if self.total and rate and not last:
             line += f"  {duration(max(self.total - self.done, 0) / rate)} left"
+        line += f"  {self.more}" if self.more else ""
         say(line, end="" if self.live and not last else "\n")
 
 

@@ -24,6 +24,8 @@ ACCENTS = (  # marks over and under letters, of Latin, Greek, Cyrillic, Hebrew, 
 # vowel signs and the like, which are letters of words though `\w` leaves them out
 MARKS = "".join(chr(point) for point in range(0x0900, 0xABFF) if unicodedata.category(chr(point))[0] == "M")
 
+WIDEST = 64  # of a token, white space before it included; of a longer text with longer ones the end is not read
+
 _accents, _unspaced = re.compile(f"[{ACCENTS}]+"), re.compile(f"[{UNSPACED}]+")
 _word = re.compile(rf"[\w{MARKS}]{{2,}}|(?<!\w['’])\w")  # the s of "Ada's" and the t of "don't" are no words
 _letter = re.compile("(?s).[\u1160-\u11ff]*")  # the vowel and the end of a Korean syllable are no marks
@@ -34,13 +36,17 @@ _units = re.compile(_UNIT)
 _ends = re.compile(
     r"(?<=[.!?…])(?<!\b[A-Z]\.)[\"'”’»)\]]*\s+(?![a-z])|(?<=[\u3002\uff01\uff1f\u0964])[”’」』)]*\s*|\s*\n\s*\n\s*"
 )
+LETTER_A = "\u1d00"  # a small capital: no text has it
+_letter_a = re.compile(r"(?<=[^\s.!?:;][\s-])A(?![\w'’])")
 
 
 def split_words(text: str) -> list[str]:
     """Return the words of a text as they are compared: whatever their case, accents and way of encoding.
 
     Compatibility forms are one (NFKC); a run of characters of scripts without spaces becomes its pairs of neighbours.
+    The letter A, as in "vitamin A", is the word LETTER_A: the article, a stop word, stands so where a sentence begins.
     """
+    text = _letter_a.sub(LETTER_A, text)
     if text.isascii():
         return _word.findall(text.lower())
     letters = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text).casefold())
@@ -74,6 +80,12 @@ def sentences_of(text: str) -> list[tuple[int, int]]:
         for start, end, part in parts
         if part.strip()
     ]
+
+
+def readable(text: str, tokens: int) -> str:
+    """Return the words of a text that so many tokens can be made of: no more than WIDEST a token are looked at."""
+    most = WIDEST * tokens
+    return text if len(text) <= most else "".join(text[:most].rsplit(None, 1)[:1])
 
 
 def end_of_letter(text: str, end: int) -> int:

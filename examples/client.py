@@ -32,6 +32,6 @@ def ask(
 
 if __name__ == "__main__":
     found = ask(sys.argv[1], *sys.argv[2:3])
-    best = found["passages"][0]
-    print(found["answer"])
-    print(f"  from {best['id']} ({best['title']}), {found['bits_read']:,} bits, {found['timings']['total']:.3f} s")
+    print(found["answer"] or f"no passage answers this; best guess: {found.get('best_guess', 'none')}")
+    for best in found["passages"][:1]:
+        print(f"  from {best['id']} ({best['title']}), {found['bits_read']:,} bits, {found['timings']['total']:.3f} s")

@@ -12,6 +12,7 @@ from pathlib import Path
 import lmdb
 
 from .errors import Corrupt, DiskFull, StoreBusy
+from .manifest import MANIFEST, SETTINGS, SHARDS, store_command
 
 ROOM = 1 << 20  # bytes that must be free to begin: LMDB maps its lock file, so a full disk would kill the process
 LOCK = "lock"
@@ -29,12 +30,22 @@ def disk_errors(directory: Path, needed: int) -> Iterator[None]:
         if code not in _NO_SPACE and isinstance(error, OSError):
             raise
         if code not in _NO_SPACE:
-            raise Corrupt(f"{directory}: {error}; --no-resume deletes it and starts afresh") from error
+            raise Corrupt(f"{directory}: {error}; {cure(directory)}") from error
         free = shutil.disk_usage(directory).free
         raise DiskFull(
             f"cannot write {needed} bytes to {directory} ({os.strerror(code)}; {free} bytes are free there): "
             "make room and run the same command again, it goes on where it stopped"
         ) from error
+
+
+def cure(directory: Path) -> str:
+    """Say what to do about a damaged directory; what a finished store holds is never to be given up for it."""
+    store = directory.parent.parent if directory.parent.name == SHARDS else directory
+    if (store / MANIFEST).is_file() and not (store / SETTINGS).is_file():  # else it is being built
+        if store == directory:
+            return f"check it with: {store_command('verify', store)}"
+        return f"store {store} does not use it and is as it was; delete {directory}, and run the command again"
+    return "build under another name; --no-resume would delete it and start afresh"
 
 
 def check_room(directory: Path, needed: int = ROOM) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Self
 import lmdb
 
 from .codebook import Codebook
-from .disk import LOCK, ROOM, check_room, disk_errors, take_lock
+from .disk import LOCK, ROOM, check_room, cure, disk_errors, take_lock
 from .encoded import Encoded
 from .environment import BLOCK_KEY, CODEBOOK, CONTENT, DATA, ORDINAL
 from .errors import Corrupt, ResumeMismatch, StoreBusy
@@ -73,7 +73,7 @@ class ShardWriter:
         self._codebook = None if begun is None else Codebook.from_bytes(begun)
         if self.progress.passages and begun is None:
             self.close()
-            raise ResumeMismatch(f"{folder} was begun by an older btr: delete it, or start afresh with --no-resume")
+            raise ResumeMismatch(f"{folder} was begun by an older btr; {cure(folder)}")
 
     def __enter__(self) -> Self:
         return self

@@ -73,6 +73,10 @@ class Store:
         """Let go of LMDB; a later read opens it again."""
         self._view.close()
 
+    def is_current(self) -> bool:
+        """Tell whether the store at its path is still as it was when it was opened or refreshed last."""
+        return self._view.is_current()
+
     def refresh(self) -> bool:
         """Look at the store as it is now; returns whether it has changed since it was opened or refreshed last.
 
@@ -82,7 +86,7 @@ class Store:
         Raises:
             StoreError: as `open`; then the store stays as it was opened.
         """
-        if self._view.is_current():
+        if self.is_current():
             return False
         view, before = View.open(self.path), self.manifest
         if before.fingerprint != view.manifest.fingerprint:

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Self
 
-from .disk import LOCK, ROOM, check_room, disk_errors, take_lock
+from .disk import LOCK, ROOM, check_room, cure, disk_errors, take_lock
 from .encoded import Encoded
 from .errors import Corrupt, ResumeMismatch, StoreExists
 from .format import Settings
@@ -189,7 +189,7 @@ def _check_target(path: Path, overwrite: bool) -> None:
     if not (path / MANIFEST).is_file():
         raise StoreExists(f"{path} exists and is not a store: choose another path")
     if not overwrite:
-        raise StoreExists(f"store {path} exists: choose another path, or replace it with --overwrite")
+        raise StoreExists(f"store {path} exists: choose another path; --overwrite would replace it")
 
 
 def _empty(building: Path) -> None:
@@ -204,7 +204,7 @@ def _keep_settings(building: Path, settings: Settings) -> None:
     file = building / SETTINGS
     if not file.exists():
         if (building / SHARDS).exists():
-            raise Corrupt(f"{building} has data but no {SETTINGS}: --no-resume deletes it and starts afresh")
+            raise Corrupt(f"{building} has data but no {SETTINGS}; {cure(building)}")
         write_json(file, asdict(settings))
     begun = Settings.from_json(read_json(file))
     names = [f.name for f in fields(Settings) if f.compare]
@@ -212,8 +212,8 @@ def _keep_settings(building: Path, settings: Settings) -> None:
     differ = [d for d, n in zip(differ, names, strict=True) if getattr(begun, n) != getattr(settings, n)]
     if differ:
         raise ResumeMismatch(
-            f"{building} was begun with {'; '.join(differ)}: use the same settings, or --no-resume to delete it and "
-            "start afresh"
+            f"{building} was begun with {'; '.join(differ)}: use the same settings, or build under another "
+            "name; --no-resume would delete it and start afresh"
         )
 
 

@@ -14,7 +14,7 @@ import btr
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"btr": "btr", "btr.kernels": "kernels", "btr.storage": "storage", "btr.train": "train"}
 MAX_LINES = 400
-USERS = ("plots", "gpus", "ray")  # extras for who uses the package, not for who tests it
+USERS = ("plots", "gpus", "ray", "mcp", "documents")  # extras for who uses the package, not for who tests it
 
 HALL = {f"btr.{name}" for name in ("errors", "progress", "metrics", "words", "command")}  # for every room but two
 # room: what it may import of ours, beside itself and the hall
@@ -28,9 +28,11 @@ MAY = {
     "btr.hops": "storage reader retrieve",
     "btr.precompute": "storage model reader corpus retrieve",
     "btr.store": "storage reader corpus retrieve precompute",
+    "btr.ask": "storage model reader corpus retrieve precompute store",
     "btr.eval": "storage model reader corpus retrieve hops",
     "btr.bench": "kernels storage model reader corpus eval.plots",
     "btr.serve": "storage model reader corpus retrieve hops store",
+    "btr.mcp": "storage model.config serve",  # the shared way to load, check, answer and search
     "btr.train": "storage.errors model reader corpus retrieve eval",
 }
 ALONE = {"btr.kernels", "btr.storage"}  # not even the hall: they can be taken out of the house
@@ -183,7 +185,7 @@ def declared() -> set[str]:
     lists = {word.arg: word.value for node in ast.walk(tree) if isinstance(node, ast.Call) for word in node.keywords}
     extras = ast.literal_eval(lists["extras_require"])
     wanted = [*ast.literal_eval(lists["install_requires"]), *(line for name in USERS for line in extras[name])]
-    return {re.split("[<>=~! ]", line)[0].replace("-", "_") for line in wanted}
+    return {re.split(r"[<>=~! \[]", line)[0].replace("-", "_") for line in wanted}
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

@@ -1,10 +1,13 @@
 """What a wheel holds, and that it works away from the repository. Builds without the network."""
 
+import email
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
@@ -13,27 +16,49 @@ import pytest
 import btr
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = {"btr": "btr", "btr/kernels": "kernels", "btr/storage": "storage", "btr/train": "train"}  # in the wheel: here
+# in the wheel: here
+ROOMS = {"btr": "btr", "btr/kernels": "kernels", "btr/storage": "storage", "btr/train": "train", "btr/sample": "corpus"}
 SHIPPED = (
     re.compile(r".*\.py"),
-    re.compile(r"btr/(py\.typed|default_reader/[^/]+|serve/[^/]+\.html|train/recipes/[^/]+\.toml)"),
+    re.compile(r"btr/(py\.typed|default_reader/[^/]+|serve/[^/]+\.html|train/recipes/[^/]+\.toml|sample/[^/]+)"),
 )
 
 
 @pytest.fixture(scope="module")
-def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a wheel from a copy of the source (a build leaves files beside it) and unpack it into a folder."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a wheel from a copy of the source: a build leaves files beside it."""
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
-    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, source)
     for folder in ROOMS.values():
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
     done = subprocess.run([*command, "--wheel-dir", str(built), str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    [wheel] = built.glob("btr-*.whl")
-    zipfile.ZipFile(wheel).extractall(built / "unpacked")
-    return built / "unpacked"
+    [wheel] = built.iterdir()
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheel: Path) -> Path:
+    """Unpack the wheel into a folder."""
+    zipfile.ZipFile(wheel).extractall(wheel.parent / "unpacked")
+    return wheel.parent / "unpacked"
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel into an environment that has what the wheel needs, but no clone, and return its `bin`."""
+    environment = tmp_path_factory.mktemp("installed")
+    venv.create(environment)
+    bin = environment / "bin"
+    [packages] = environment.glob("lib/python*/site-packages")
+    # Folders that a .pth names are searched, but their own .pth files, of which one leads to the clone, are not read.
+    (packages / "needed.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
+    command = [sys.executable, "-m", "pip", "--python", str(bin / "python"), "install", "--no-deps", "--no-index"]
+    done = subprocess.run([*command, "--ignore-installed", str(wheel)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return bin
 
 
 def list_files(folder: Path) -> set[str]:
@@ -56,14 +81,58 @@ def run_away_from_home(unpacked: Path, cwd: Path, *arguments: str) -> str:
 
 
 def test_wheel_holds_the_rooms_and_nothing_else(unpacked: Path) -> None:
-    [metadata] = unpacked.glob("btr-*.dist-info")
+    [metadata] = unpacked.glob("btr_reader-*.dist-info")
     assert list_files(unpacked) - {f"{metadata.name}/{file}" for file in list_files(metadata)} == list_expected()
 
 
 def test_wheel_names_its_command_and_licence(unpacked: Path) -> None:
-    [metadata] = unpacked.glob("btr-*.dist-info")
+    [metadata] = unpacked.glob("btr_reader-*.dist-info")
     assert "btr = btr.__main__:cli" in (metadata / "entry_points.txt").read_text(encoding="utf-8")
     assert (metadata / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def test_wheel_says_what_it_is(unpacked: Path) -> None:
+    [folder] = unpacked.glob("btr_reader-*.dist-info")
+    metadata = email.message_from_string((folder / "METADATA").read_text(encoding="utf-8"))
+    assert (metadata["Name"], metadata["Version"]) == ("btr-reader", btr.__version__)
+    assert metadata["Requires-Python"] == ">=3.11" and metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_installed_wheel_reads_and_answers_far_from_a_clone(installed: Path, tmp_path: Path) -> None:
+    """Run what a user of the package runs first, on the reader and the corpus that come with it."""
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "BTR_"))}
+
+    def run(*words: str) -> str:
+        command = [str(installed / words[0]), *words[1:]]
+        done = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run("python", "-c", "import btr; print(btr.__file__)").startswith(str(installed.parent))
+    assert run("btr", "--help").startswith("usage: btr ")
+    assert "wrote sample.btr: 3 passages" in run("btr", "precompute", "sample", "--limit", "3")
+    assert "usage: btr eval" in run("btr", "eval", "--help")
+    code = "from btr import Reader, Store; s = Store.open('sample.btr'); i = next(iter(s.ids())); print(i)"
+    code += "; print(Reader.from_pretrained().answer('What is this?', s.get([i])).read)"
+    assert run("python", "-c", code).split()[1] == "1"
+
+
+@pytest.mark.parametrize("extra", ["gpus", "plots", "ray"])
+def test_texts_name_extras_that_there_are(extra: str, unpacked: Path) -> None:
+    [folder] = unpacked.glob("btr_reader-*.dist-info")
+    assert f"\nProvides-Extra: {extra}\n" in (folder / "METADATA").read_text(encoding="utf-8")
+
+
+def test_texts_install_the_package_by_its_own_name() -> None:
+    """On the index `btr` is somebody else's."""
+    folders = (*ROOMS.values(), "docs", "examples", "notebooks", "results", "tests")
+    files = [*ROOT.iterdir(), *(file for folder in folders for file in (ROOT / folder).rglob("*"))]
+    texts = [file for file in files if file.suffix in {".html", ".ipynb", ".md", ".py", ".sh", ".toml"}]
+    named = re.compile(r"pip3? install (?:-\S+ )*['\"]?btr(?!-reader)\b")
+    assert ROOT / "README.md" in texts
+    assert [file for file in texts if named.search(file.read_text(encoding="utf-8"))] == []
 
 
 @pytest.mark.parametrize("package", ["btr", "btr.kernels", "btr.storage", "btr.train"])

@@ -18,6 +18,7 @@ from btr.model.split import SplitBert
 from btr.model.weights import resolve
 from btr.storage.errors import StoreError
 from btr.train import written
+from btr.train.calibrate import calibrate
 from btr.train.data import collate
 from btr.train.encoders import train_encoder
 from btr.train.folder import RunFolder
@@ -142,6 +143,9 @@ def execute(argv: Sequence[str]) -> None:
         write_neighbours(options.questions, options.text, options.limit, options.top, Path(options.out), say)
     elif options.command == "skim":
         fit_pruner(options.reader, options.questions, options.limit, options.passages, options.dtype, say)
+    elif options.command == "calibrate":
+        shape = (options.limit, options.passages, options.precision, options.dtype)
+        calibrate(options.reader, options.questions, *shape, say)
     elif options.command in ("kale", "leaf"):
         train_encoder(options, say)
     elif options.command == "all":

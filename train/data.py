@@ -65,16 +65,16 @@ class Asked:
 def from_questions(questions: Iterable[Question], answerable: bool = True) -> list[Asked]:
     """Take the questions that have a gold passage: one marked so, or else one that holds an answer.
 
-    Those without are left out if they are to be `answerable`; else they are taken with whatever passages they have,
-    none of which is gold, and so are questions to which no answer is known.
+    Questions without answers are left out if they are to be `answerable`; else they are taken where a passage is
+    marked: the one that was read to ask the question, and does not answer it.
     """
     kept = []
     for question in questions:
         answers = tuple(a for a in question.answers if a.strip())
         marked = question.gold if any(question.gold) else [holds(p.text, answers) for p in question.passages]
-        pairs = [((p.title, p.text), good and bool(answers)) for p, good in zip(question.passages, marked, strict=True)]
+        pairs = [((p.title, p.text), good) for p, good in zip(question.passages, marked, strict=True)]
         gold = tuple(passage for passage, good in pairs if good)
-        if gold or (pairs and not answerable):
+        if gold and (answers or not answerable):
             others = tuple(passage for passage, good in pairs if not good)
             kept.append(Asked(question.question, answers, gold, others))
     return kept

@@ -16,6 +16,7 @@ from btr.metrics import mean
 from btr.model.config import Mode
 from btr.model.kinds import Model
 from btr.reader import Reader
+from btr.reader.truncation import shorten
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Dev:
     def measure(self, student: Model, mode: Mode) -> dict[str, Any]:
         """Answer all questions; returns the figures in per cent (em and f1, or accuracy), their n, and the mode.
 
-        A question that the reader cannot take counts as answered wrongly. The student is left in training.
+        Of an over-long question the end is read; without passages it is wrong. The student is left in training.
         """
         on_cpu = next(student.parameters()).device.type == "cpu"
         reader = Reader(student if on_cpu else copy.deepcopy(student).cpu(), self.tokenizer)
@@ -51,10 +52,11 @@ class Dev:
         return {**figures, "n": len(scores), "mode": mode}
 
     def answer(self, reader: Reader, question: Question, mode: Mode) -> str:
-        """Answer a question from its own passages; nothing if the reader cannot take it."""
+        """Answer a question from its own passages; nothing if it has none to read."""
         try:
             passages = own_passages(question, self.passages)
-            return reader.answer(prompt(question, self.asked.kind), passages, mode, self.most).text
+            asked = shorten(prompt(question, self.asked.kind), reader)
+            return reader.answer(asked, passages, mode, self.most, no_answer_above=1.0).text
         except InputError:
             return ""
 

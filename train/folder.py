@@ -19,7 +19,7 @@ import torch
 from btr.errors import InputError
 from btr.model.weights import first_line
 
-CURE = "use the same settings, or --no-resume"
+CURE = "use the same settings or another --out; --no-resume starts afresh"
 
 
 class RunFolder:
@@ -59,7 +59,9 @@ class RunFolder:
             state = dict(torch.load(self.checkpoint, map_location="cpu", weights_only=True))
         except Exception as error:  # torch raises many kinds for a damaged file
             reason = first_line(error)
-            raise InputError(f"{self.checkpoint}: damaged ({reason}); start afresh with --no-resume") from error
+            raise InputError(
+                f"{self.checkpoint}: damaged ({reason}); another --out, or --no-resume, starts afresh"
+            ) from error
         refuse_other(self.checkpoint, state.get("settings", {}), settings)
         return state
 

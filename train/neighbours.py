@@ -1,7 +1,7 @@
 """Give questions passages to read: their own, cut to size, among the BM25 neighbours of the question.
 
 A question that comes with a gold passage keeps it; one without gets distant supervision: passages that hold an answer
-are gold.
+are gold. Of a question without answers its own passages are: what was read to ask it, and does not answer it.
 """
 
 import itertools
@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from btr.corpus.passages import Passage, Question, cut_text, read_passages, read_questions
+from btr.corpus.passages import Question, read_passages, read_questions
+from btr.corpus.pieces import Passage, cut_text
 from btr.retrieve.bm25 import BM25, BM25Writer
 from btr.train.data import holds
 
@@ -23,13 +24,17 @@ Item = TypeVar("Item")
 
 
 def own_passages(question: Question) -> Iterator[tuple[Passage, bool]]:
-    """Cut the question's own passages to size; a piece is gold if its passage is and it holds an answer."""
-    for passage, gold in zip(question.passages, question.gold or [False] * len(question.passages), strict=True):
+    """Cut the question's own passages to size; a piece is gold if its passage is and it holds an answer.
+
+    Of a question without answers, all pieces are.
+    """
+    unanswerable = not question.answers
+    for passage, marked in zip(question.passages, question.gold or [False] * len(question.passages), strict=True):
         pieces = cut_text(passage.text, WORDS)
         for number, piece in enumerate(pieces):
             yield (
                 Passage(f"{passage.id}:{number}", passage.title, piece),
-                gold and (len(pieces) == 1 or holds(piece, question.answers)),
+                unanswerable or (marked and (len(pieces) == 1 or holds(piece, question.answers))),
             )
 
 

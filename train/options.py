@@ -19,7 +19,15 @@ COUNTS = (
 )
 AMOUNTS = ("steps", "learning_rate", "warmup", "weight_decay", "save_every", "temperature", "decoder_layers")
 LEAST = dict.fromkeys(COUNTS, 1) | dict.fromkeys(AMOUNTS, 0)
-SHARES = ("blanks", "corruption", "text_share", "top_ratio", "floor", "unanswerable")  # options between 0 and 1
+SHARES = (
+    "blanks",
+    "corruption",
+    "text_share",
+    "top_ratio",
+    "floor",
+    "unanswerable",
+    "precision",
+)  # options between 0 and 1
 
 
 class Parser(command.Parser):
@@ -109,7 +117,18 @@ def add_preparations(commands: Any) -> None:
     skim.add_argument("--questions", nargs="+", required=True, metavar="FILE", help=about)
     count(skim, "--limit", 800, "questions to fit to")
     count(skim, "--passages", 20, "passages of a question")
-    skim.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32", help="of the reader (%(default)s)")
+    about = "fit the probability that a trained span reader gives of no passage answering, and write it into its folder"
+    doubt = add_command(commands, "calibrate", about, "--reader READER --questions FILE ... [option ...]")
+    doubt.add_argument("--reader", required=True, metavar="FOLDER", help="folder of the reader")
+    about = "files of questions it was not trained on, with gold passages, taken in turn; those without answers too"
+    doubt.add_argument("--questions", nargs="+", required=True, metavar="FILE", help=about)
+    count(doubt, "--limit", 800, "questions, fitted to and held back in turn; those with answers are read twice")
+    count(doubt, "--passages", None, "passages of a question; default: the reader's own number")
+    about = "share of its answers that are to be right; where that takes less doubt, no answer is given"
+    amount(doubt, "--precision", 0.8, about)
+    for added in (skim, doubt):
+        about = "of the reader (%(default)s)"
+        added.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32", help=about)
 
 
 def add_encoders(commands: Any) -> None:

@@ -1,4 +1,4 @@
-"""Draw the curves of a run: losses by step, and the figures of the dev questions where they were measured."""
+"""Draw the curves of a run: losses by step, and dev figures where they were measured; and a calibration."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 from btr.errors import InputError
 
 APART = {"step", "mode", "dev", "gradient"}  # keys of a line that are no losses
+Bin = tuple[float, float, int]  # mean of what was predicted, share observed, how many
 WINDOWS = 200  # points of a curve, each the mean of as many steps
 
 
@@ -38,12 +39,8 @@ def draw_curves(metrics: Path, image: Path, title: str) -> None:
     Raises:
         InputError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure  # slow to import, and optional; a Figure alone needs no display
-    except ImportError as error:
-        raise InputError("no plot without matplotlib; pip install matplotlib") from error
     losses, dev = read_curves(metrics)
-    figure = Figure(figsize=(8, 3 * (1 + bool(dev))), layout="constrained")
+    figure = new_figure(8, 3 * (1 + bool(dev)))
     upper, *lower = figure.subplots(1 + bool(dev), 1, squeeze=False)[:, 0]
     upper.set_title(title)
     curves(upper, losses, "loss", ".")
@@ -51,6 +48,41 @@ def draw_curves(metrics: Path, image: Path, title: str) -> None:
         upper.set_yscale("log")
     for axes in lower:
         curves(axes, dev, "dev, per cent", "o")
+    save(figure, image)
+
+
+def draw_reliability(before: Sequence[Bin], after: Sequence[Bin], image: Path) -> None:
+    """Draw how often nothing answered against how sure a reader was of it, before it was calibrated and after, as PNG.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    figure = new_figure(5, 5)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    for name, found, marker in (("as the reader says", before, "x"), ("calibrated", after, "o")):
+        predicted, observed, n = zip(*found, strict=True)
+        axes.plot(predicted, observed, marker=marker, label=name)
+        if found is after:
+            for place in zip(n, predicted, observed, strict=True):
+                axes.annotate(place[0], place[1:], textcoords="offset points", xytext=(4, -11), fontsize=8)
+    axes.set(xlabel="no_answer, mean of a tenth", ylabel="share that no passage answers", xlim=(0, 1), ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save(figure, image)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty figure; InputError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure  # slow to import, and optional; a Figure alone needs no display
+    except ImportError as error:
+        raise InputError("no plot without matplotlib; pip install matplotlib") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Any, image: Path) -> None:
+    """Write a figure as a PNG, whole or not at all."""
     temporary = image.with_name(image.name + ".tmp")
     figure.savefig(temporary, format="png", dpi=120)
     temporary.replace(image)

@@ -85,22 +85,23 @@ def open_file(path: str, excluded: set[str], options: argparse.Namespace, extrac
     Raises:
         InputError: there is nothing in it to learn from, or nothing that a span reader can point at.
     """
-    found = find_questions(path)
+    found = find_questions(path, answerless=extractive)
     if extractive and found.kind != "question":
         raise InputError(f"{path}: holds {KINDS[found.kind]}, which only readers that write learn; leave it out")
-    kept = [question for question in found.questions if normalise(question.question) not in excluded]
+    asked = [*found.questions, *(found.unanswerable if extractive else ())]
+    kept = [question for question in asked if normalise(question.question) not in excluded]
     words = options.text_words
     if found.kind == "claim":
         return ClaimSource(from_claims(kept), 1, words)
     if found.kind == "choice":
         return ChoiceSource(from_choices(kept), 1, words)
-    asked = from_questions(kept)
-    if not asked:
+    read = from_questions(kept, answerable=not extractive)
+    if not read:
         raise InputError(
             f"{path}: no question that is not excluded has a passage holding an answer; "
             "add passages with: python -m btr.train neighbours"
         )
-    return SpanSource(asked, 1, options.unanswerable, words) if extractive else FileSource(asked, 1, words)
+    return SpanSource(read, 1, options.unanswerable, words) if extractive else FileSource(read, 1, words)
 
 
 def reading(source: Any, passages: int) -> Any:
@@ -157,7 +158,8 @@ def settings(
     options: argparse.Namespace, student: Model, teacher: Model | None, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """Return what the losses depend on beside the stage and the schedule; readers by a digest of their weights."""
-    reader = {name: value for name, value in asdict(student.config).items() if name not in ("default_mode", "passages")}
+    free = ("default_mode", "passages", "no_answer_above")
+    reader = {name: value for name, value in asdict(student.config).items() if name not in free}
     return {
         **{name: getattr(options, name) for name in DECIDING},
         **({"freeze": options.freeze} if options.freeze else {}),

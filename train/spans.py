@@ -31,10 +31,10 @@ class SpanExample:
 
 @dataclass(frozen=True)
 class SpanSource:
-    """Examples from questions with passages; a share `unanswerable` of them without their gold passages.
+    """Examples from questions with passages; a share `unanswerable` of those with answers without their gold passages.
 
-    A question that has no gold passage is one that none of its passages answers. Passages longer than 1.15 * `words`
-    words are cropped to whole sentences, gold ones around an answer.
+    A question without answers is one that none of its passages answers, and is always read with a gold one. Passages
+    longer than 1.15 * `words` words are cropped to whole sentences, gold ones around an answer.
     """
 
     questions: Sequence[Asked]
@@ -47,7 +47,7 @@ class SpanSource:
         asked, most = rng.choice(self.questions), self.passages_per_question
         near: Sequence[tuple[str, str]] = asked.others[: 2 * most]
         wanted = rng.choice((1, 1, 2)) if most > 2 else 1
-        if rng.random() < self.unanswerable:
+        if asked.answers and rng.random() < self.unanswerable:
             # a neighbour that happens to hold the answer must not be said to hold none
             silent = [passage for passage in near if not holds(passage[1], asked.answers)]
             if len(silent) >= most:

@@ -73,7 +73,9 @@ def load_student(options: argparse.Namespace) -> tuple[Model, Tokenizer]:
         asked["unread"] = token_ids(tokenizer, options.unread.split())
     if not (folder / "btr_config.json").exists():
         asked["max_question_tokens"] = max(options.question_tokens, loaded.config.max_question_tokens)
-    student = configure(loaded, **{name: value for name, value in asked.items() if value is not None})
+    changes = {name: value for name, value in asked.items() if value is not None}
+    changes |= {"no_answer_calibration": None, "no_answer_above": None}  # which fit the weights as they are
+    student = configure(loaded, **changes)
     if options.decoder_layers:
         if not isinstance(student, SpanReader):
             raise InputError("--decoder-layers gives a span reader a decoder, this reader has one; leave it out")

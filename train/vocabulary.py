@@ -32,7 +32,7 @@ def trim(folder: Path, texts: Iterable[str], keep: int, out: Path) -> float:
         InputError: a tokenizer that is not WordPiece, a `keep` out of range, or `out` is there already.
     """
     if out.exists():
-        raise InputError(f"{out} is there already; remove it, or give another name")
+        raise InputError(f"{out} is there already; give another name")
     tokenizer = load_tokenizer(folder)
     vocabulary = tokenizer.get_vocab()
     spec = json.loads(tokenizer.to_str())

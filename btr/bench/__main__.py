@@ -22,6 +22,7 @@ from btr.command import Parser, check_file, check_least, run_command
 from btr.errors import InputError
 from btr.eval import plots
 from btr.model.config import MODES
+from btr.progress import Progress
 from btr.reader import DTYPES, Reader
 from btr.storage import Encoded, Store
 
@@ -93,8 +94,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         encoded = store_of(reader, make_texts(reader, options, count)[1], place)
         with Store.open(place, reader.fingerprint) as store:
             rows = time_in_turn(reader, folder, store, encoded, options)
-        for name in rows if options.memory else ():
-            rows[name]["peak_mib"] = peak_of(name, count, folder, options)
+        if options.memory:
+            report = Progress(f"memory, {count} passages:", 0, len(rows), "processes")
+            for name in rows:
+                rows[name]["peak_mib"] = peak_of(name, count, folder, options)
+                report(1)
+            report.show(last=True)
         sizes.append({"passages": count, "rows": rows})
     return {
         "reader": reader.name, "k": reader.config.k, "sizes": sizes, "questions": options.questions,
@@ -134,6 +139,7 @@ def time_in_turn(
     timed = contenders(reader, folder, store, encoded, options, options.only)
     if not timed:
         raise InputError(f"--only {','.join(options.only)}: there is no such row of shape {options.shape}")
+    report = Progress(f"{len(encoded)} passages:", 0, (options.runs + 1) * len(timed), "answers")
     for run in range(options.runs + 1):
         for name, answer in timed.items():
             began = perf_counter()
@@ -144,6 +150,8 @@ def time_in_turn(
             if run and found is not None:
                 for phase, value in (found[0][0].timings | {"load": found[1]}).items():
                     phases.setdefault(name, {}).setdefault(phase, []).append(value / options.questions)
+            report(1)
+    report.show(last=True)
     width = 2 if options.dtype == "bfloat16" else 4
     signs = 0 if encoded.packed is None else encoded.packed.nbytes // encoded.num_tokens
     kept = signs + encoded.scale.itemsize

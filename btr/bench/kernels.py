@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from btr import kernels
 from btr.model.elementwise import gelu_table
+from btr.progress import Progress
 
 ROWS = 4096  # on both sides, where all pairs are compared
 TOKENS = 40 * 160  # of 40 passages
@@ -84,7 +85,7 @@ def jobs(D: int) -> Iterator[tuple[str, str, float, Who]]:
 
 def measure(D: int, runs: int) -> list[dict[str, Any]]:
     """Time all of it, `runs` times in turn after one that is not counted; rates are of the median."""
-    rows = []
+    rows, report = [], Progress(f"D {D}:", 0, None, "kernels")
     threads = (numba.get_num_threads(), torch.get_num_threads())
     for count in sorted({1, threads[0]}):
         for kernel, unit, amount, who in jobs(D):
@@ -102,6 +103,8 @@ def measure(D: int, runs: int) -> list[dict[str, Any]]:
                         seconds[name].append(perf_counter() - began)
             rates = {name: amount / median(times) for name, times in seconds.items()}
             rows.append({"kernel": kernel, "D": D, "threads": count, "unit": unit, "rates": rates})
+            report(1)
+    report.show(last=True)
     numba.set_num_threads(threads[0])
     torch.set_num_threads(threads[1])
     return rows

@@ -9,12 +9,14 @@ Passages (`read_passages`):
     KILT        {"wikipedia_id", "wikipedia_title", "text": [paragraph, ...]}
     a folder    holding `passages.jsonl`, or BEIR's `corpus.jsonl`, or else all files below it, in the order of their
                 names; or a data set of Hugging Face's as `save_to_disk` writes it
+    documents   Markdown, plain text, reStructuredText, or, by MarkItDown, HTML, PDF, Word, ...; or a folder with such
+                in it: what else is there is passed over, but for files of the forms above
     a data set  `owner/name`, `owner/name:configuration` or `owner/name:configuration:split` on the Hugging Face hub,
                 whose rows have one of the forms above
 Questions (`read_questions`):
     Atlas, FiD  {"id"?, "question", "answers", "ctxs"? or "passages"?: [{"id"?, "title"?, "text", "is_gold"?}, ...]}
     DPR         the same, with "positive_ctxs", "negative_ctxs" and "hard_negative_ctxs"
-    SQuAD       its own file, or {"id", "question", "context", "title"?, "answers": {"text": [...]}}
+    SQuAD       its own file, or {"id", "question", "context", "title"?, "answers": {"text": [...]}, "is_impossible"?}
     HotpotQA    {"_id", "question", "answer", "context": [[title, [sentence, ...]], ...], "supporting_facts"}
     FlashRAG    {"id", "question", "golden_answers", "choices"?}
     MMLU        {"question", "options", "answer"}           options as {"A": ...} or a list; the answer is the letter
@@ -23,10 +25,10 @@ Questions (`read_questions`):
     DPR         tab-separated, `question`, `['answer', ...]`
     a folder    holding `questions.jsonl`, or BEIR's `queries.jsonl`
 
-JSON comes as one object a line, as objects over several lines, or as one array; Parquet is read too. Files may be
-compressed by gzip, bzip2, xz or zstd. Memory does not grow with the file. Text is taken as it stands; only the spaces
-around a cut and the quotes of a tab-separated field go. Null and NaN are missing, numbers are text, other fields are
-passed over.
+`sample` is the corpus that comes with the package, and its questions. JSON comes as one object a line, as objects over
+several lines, or as one array; Parquet is read too. Files may be compressed by gzip, bzip2, xz or zstd. Memory does not
+grow with the file. Text is taken as it stands; only the spaces around a cut and the quotes of a tab-separated field go.
+Null and NaN are missing, numbers are text, other fields are passed over.
 """
 
 import itertools
@@ -34,32 +36,31 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from btr.corpus.answer_lists import looks_like_list, parse_answers, unquote
 from btr.corpus.contexts import answer_text, contexts, squad_questions
+from btr.corpus.convert import Unreadable
+from btr.corpus.division import divide_document
+from btr.corpus.documents import RECORDS, Document, is_document, list_files, read_document, suffix_of
 from btr.corpus.hub import read_hub, read_saved
+from btr.corpus.pieces import Passage, divide
 from btr.corpus.records import Line, Record, open_records
+from btr.corpus.sample import locate
+from btr.corpus.tally import Tally, complaints
 from btr.errors import InputError
-from btr.words import count_words, spans_of
 
 PASSAGE_FILES = ("passages.jsonl", "corpus.jsonl")
 QUESTION_FILES = ("questions.jsonl", "queries.jsonl")
 SUFFIXES = ("", ".gz", ".bz2", ".xz", ".zst")
 ID_BYTES = 511  # of UTF-8, what a store takes
-LONG = 1.5  # a text of more than this many passages' words is cut
-SHORT = 0.2  # a last piece of fewer than this many passages' words stays with the piece before it
+
+Article = Passage | Document
+Fields = tuple[str, str, str]  # names of those that hold id, title and text
+FIELD_OPTIONS = ("id_field", "title_field", "text_field")  # what a manifest calls them
 
 _HUB = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?::([\w.-]+))?")
-_FILE_NAME = re.compile(r"\.(jsonl?|tsv|csv|txt|parquet|gz|bz2|xz|zst)$")
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """A passage to read: its id, unique in the corpus, and its title, which may be empty."""
-
-    id: str
-    title: str
-    text: str
+_FILE_NAME = re.compile(r"\.(jsonl?|tsv|csv|txt|parquet|md|rst|html?|pdf|docx|pptx|gz|bz2|xz|zst)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +79,13 @@ class Question:
     options: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(slots=True)
-class Tally:
-    """Count what was not taken as it stood, for the caller to report."""
-
-    empty: int = 0  # passages skipped because they hold no text
-    cut: int = 0  # texts cut into several passages
-    repaired: int = 0  # questions whose list of answers was broken text and was taken apart by rule
-
-
 def read_passages(
-    path: str | os.PathLike[str], *, limit: int | None = None, words: int | None = 100, tally: Tally | None = None
+    path: str | os.PathLike[str],
+    *,
+    limit: int | None = None,
+    words: int | None = 100,
+    tally: Tally | None = None,
+    fields: Fields | None = None,
 ) -> Iterator[Passage]:
     """Yield the passages of a corpus, in order, cutting long texts into pieces of `words` words; None: not at all.
 
@@ -98,59 +95,99 @@ def read_passages(
 
     Args:
         limit: the largest number of passages to yield.
+        fields: where id, title and text stand in records that have none of the known forms; of the title, "" is none.
     Raises:
         InputError: not found, damaged, malformed, of no known format, or without a single passage.
     """
     tally = Tally() if tally is None else tally
-    name = os.fspath(path)
-    found = (piece for passage in _whole_passages(name, tally) for piece in _cut(passage, words, tally))
+    name = locate(os.fspath(path))
+    found = (piece for article in read_articles(name, tally, fields) for piece in _cut(article, words, tally))
     count = 0
     for passage in itertools.islice(found, limit):
         count += 1
         yield passage
     if not count and limit != 0:
-        raise InputError(f"{name}: no passage to read ({tally.empty} without text); give at least one")
+        why = "; ".join([f"{tally.empty} without text", *complaints(tally)])
+        raise InputError(f"{name}: no passage to read ({why}); give at least one")
 
 
-def cut_text(text: str, words: int) -> list[str]:
-    """Cut a text into pieces of `words` words, dropping the white space at the cuts and the ends and nothing else.
-
-    A last piece of fewer than a fifth of `words` (3 words read alone mean nothing) stays with the piece before it, so
-    that every piece has between `words` / 5 and 1.2 * `words` words, unless the whole text is shorter.
-
-    Raises:
-        ValueError: `words` is not positive.
-    """
-    if words < 1:
-        raise ValueError(f"words is {words}; a passage needs at least 1")
-    spans = spans_of(text, words)
-    if len(spans) > 1 and count_words(text[slice(*spans[-1])]) < words * SHORT:
-        spans[-2:] = [(spans[-2][0], spans[-1][1])]
-    return [text[start:end] for start, end in spans]
+def pieces_of(article: Article, words: int) -> list[Passage]:
+    """Divide an article into passages of about `words` words: a document by its headings, others by words alone."""
+    return divide(article, words) if isinstance(article, Passage) else divide_document(article, words)
 
 
-def divide(passage: Passage, words: int) -> list[Passage]:
-    """Cut a passage of more than 1.5 * `words` words into `<id>:0`, `<id>:1`, ...; return others as they are."""
-    if count_words(passage.text) <= words * LONG:
-        return [passage]
-    pieces = enumerate(cut_text(passage.text, words))
-    return [Passage(piece_id(passage.id, number), passage.title, piece) for number, piece in pieces]
-
-
-def piece_id(passage_id: str, number: int) -> str:
-    """Name a piece of a passage that was cut."""
-    return f"{passage_id}:{number}"
-
-
-def _cut(passage: Passage, words: int | None, tally: Tally) -> list[Passage]:
-    pieces = [passage] if words is None else divide(passage, words)
+def _cut(article: Article, words: int | None, tally: Tally) -> list[Passage]:
+    if words is None:
+        return [article if isinstance(article, Passage) else Passage(article.id, article.name, article.text)]
+    pieces = pieces_of(article, words)
     tally.cut += len(pieces) > 1
     return pieces
 
 
-def _whole_passages(name: str, tally: Tally) -> Iterator[Passage]:
-    convert = None
-    for record in _passage_records(name):
+def read_articles(name: str, tally: Tally, fields: Fields | None = None) -> Iterator[Article]:
+    """Yield what a path names as it stands, nothing cut; raises InputError, as `read_passages`."""
+    if fields is not None:
+        yield from _from_records(_passage_records(name), tally, fields)
+        return
+    if os.path.isdir(name) and not _is_corpus(name):
+        files = list_files(name)
+        if any(map(is_document, files)):
+            yield from _folder(name, files, tally)
+            return
+    elif os.path.isfile(name) and is_document(name):
+        try:
+            document = read_document(name)
+        except Unreadable as error:
+            raise InputError(f"{name}: {error}") from error
+        if document.text.strip():
+            yield document
+        else:
+            tally.empty += 1
+        return
+    yield from _from_records(_passage_records(name), tally)
+
+
+def _is_corpus(folder: str) -> bool:
+    """Tell whether a folder is one of `save_to_disk`, or holds a file of passages."""
+    saved = {"dataset_info.json", "dataset_dict.json"} & set(os.listdir(folder))
+    return bool(saved) or _known_file(folder, PASSAGE_FILES) is not None
+
+
+def _folder(folder: str, files: list[str], tally: Tally) -> Iterator[Article]:
+    """Yield the documents of a folder, and the passages of files of records; what cannot be read ends nothing."""
+    for path in files:
+        if is_document(path):
+            try:
+                document = read_document(path, folder)
+            except Unreadable as error:
+                tally.cannot_read(os.path.relpath(path, folder), error)
+            else:
+                if document.text.strip():
+                    yield document
+                else:
+                    tally.empty += 1
+        elif suffix_of(path) in RECORDS:
+            yield from _perhaps_records(path, tally)
+        else:
+            tally.passed_over[suffix_of(path) or "without a suffix"] += 1
+
+
+def _perhaps_records(path: str, tally: Tally) -> Iterator[Passage]:
+    """Yield the passages of a file, if it begins with one: beside documents, JSON is as often something else."""
+    found = _from_records(_passage_records(path), tally)
+    try:
+        first = next(found, None)
+    except InputError:
+        tally.passed_over[suffix_of(path)] += 1
+        return
+    if first is not None:
+        yield first
+    yield from found
+
+
+def _from_records(records: Iterator[Record], tally: Tally, fields: Fields | None = None) -> Iterator[Passage]:
+    convert: Callable[[Record], Passage] | None = None if fields is None else partial(_from_fields, fields)
+    for record in records:
         convert = convert or _passage_format(record)
         passage = convert(record)
         if len(passage.id.encode()) > ID_BYTES:
@@ -214,8 +251,14 @@ def _passage_format(record: Record) -> Callable[[Record], Passage]:
         return _from_flashrag
     if "_id" in found or "id" in found:
         return lambda record: _from_titled(record, "_id" if "_id" in found else "id")
-    cure = "give 'id', 'title' and 'text' (the other formats are in the help of btr.corpus.passages)"
+    cure = "give 'id', 'title' and 'text', or say with --id, --title and --text which fields they are"
     record.fail(f"no passage in a record of {', '.join(found) or 'no field'}", cure)
+
+
+def _from_fields(fields: Fields, record: Record) -> Passage:
+    id_name, title_name, text_name = fields
+    title = record.text(title_name, "") if title_name else ""
+    return Passage(record.identifier(id_name), title, _body(record, text_name))
 
 
 def _from_titled(record: Record, id_name: str) -> Passage:
@@ -257,7 +300,7 @@ def read_questions(
         InputError: not found, damaged, malformed, of no known format, or without a single question.
     """
     tally = Tally() if tally is None else tally
-    name = os.fspath(path)
+    name = locate(os.fspath(path))
     file = _known_file(name, QUESTION_FILES) if os.path.isdir(name) else name
     if file is None:
         wanted = " or ".join(QUESTION_FILES)
@@ -296,6 +339,8 @@ def _question(record: Record, number: int, tally: Tally) -> Question:
 
 
 def _answers(record: Record, asked: str, tally: Tally) -> tuple[str, ...]:
+    if any(record.get(name) is True for name in ("unanswerable", "is_impossible")):
+        return ()  # whatever is given is one that only seems right
     names = ("label",) if asked == "claim" else ("answers", "golden_answers", "answer", "target")
     name = next((name for name in names if record.get(name) is not None), None)
     if name is None:

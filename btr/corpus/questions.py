@@ -19,8 +19,10 @@ from glob import escape, glob
 from typing import Any, Literal
 
 from btr.corpus.hub import read_hub
-from btr.corpus.passages import SUFFIXES, Passage, Question, read_questions
+from btr.corpus.passages import SUFFIXES, Question, read_questions
+from btr.corpus.pieces import Passage
 from btr.corpus.records import Record, open_records
+from btr.corpus.sample import SAMPLE
 from btr.corpus.tasks import fever_label, fever_question, mmlu_question
 from btr.errors import InputError
 
@@ -47,8 +49,10 @@ class Asked:
     unanswerable: tuple[Question, ...] = ()
 
 
-def find_questions(task: str, data: str | None = None, limit: int | None = None) -> Asked:
+def find_questions(task: str, data: str | None = None, limit: int | None = None, *, answerless: bool = False) -> Asked:
     """Read the questions of a named task, from `data` (a file, or a folder of tasks) or else the hub, or of a file.
+
+    answerless: none of them need have an answer.
 
     Raises:
         InputError: nothing of that name, unreadable, no answers to compare with, or labels that are not FEVER's.
@@ -64,7 +68,7 @@ def find_questions(task: str, data: str | None = None, limit: int | None = None)
         source, read = task, read_questions(task, limit=limit)
     found = list(read)
     questions = [question for question in found if question.answers]
-    if not questions:
+    if not questions and not (answerless and found):
         raise InputError(f"{source}: no question with answers; there is nothing to compare with")
     kind = TASKS[task].kind if task in TASKS else _kind(questions)
     for question in questions:
@@ -107,7 +111,7 @@ def query(question: Question) -> str:
 
 def _check_path(task: str) -> None:
     """Refuse a name that is no file's, guessing at the task meant."""
-    if os.path.exists(task) or "/" in task or "." in task:
+    if os.path.exists(task) or "/" in task or "." in task or task == SAMPLE:
         return
     near = difflib.get_close_matches(task, TASKS, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"tasks: {', '.join(TASKS)}"
@@ -115,6 +119,8 @@ def _check_path(task: str) -> None:
 
 
 def _kind(questions: list[Question]) -> Kind:
+    if not questions:
+        return "question"
     if all(question.options for question in questions):
         return "choice"
     labels = all(fever_label(answer) for question in questions for answer in question.answers)

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from btr.corpus.duplicate_ids import Duplicates
-from btr.corpus.passages import Passage, Tally, read_passages
+from btr.corpus.passages import Fields, read_passages
+from btr.corpus.pieces import Passage
+from btr.corpus.tally import Tally
 from btr.errors import InputError
 from btr.progress import Progress
 from btr.storage.format import new_key
 
 SAMPLE = 256  # passages, or up to twice as many, from which the size is estimated
-CHANGED = "the corpus changed while it was read; leave it as it is, and start afresh with --no-resume"
+CHANGED = "the corpus changed while it was read; leave it as it is, and run the same command again"
 
 
 @dataclass(frozen=True)
@@ -26,20 +28,21 @@ class Survey:
     hash: str
     sample: list[Passage]
     skip: np.ndarray  # int64, ascending: places of passages that are left out, because their id came before
-    empty: int  # passages without text, which are not counted
+    tally: Tally  # what was not taken as it stood; passages without text are not counted
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus and how it is read: its path or hub id, the largest number of passages, the words of a passage."""
+    """A corpus and how it is read: its path or hub id, the most passages, the words of a passage, the named fields."""
 
     name: str
     limit: int | None
     words: int
+    fields: Fields | None = None
 
     def read(self, tally: Tally | None = None) -> Iterator[Passage]:
         """Yield the passages in order; raises InputError, as `read_passages`."""
-        return read_passages(self.name, limit=self.limit, words=self.words, tally=tally)
+        return read_passages(self.name, limit=self.limit, words=self.words, tally=tally, fields=self.fields)
 
     def check(self) -> None:
         """Read one passage: a wrong name is to be known before a reader is loaded.
@@ -74,7 +77,7 @@ class Corpus:
                 sample, stride = sample[::2], 2 * stride
             report(1)
         skip = np.union1d(duplicates.places(), np.array(unwanted, np.int64))
-        return Survey(duplicates.count, digest.hexdigest()[:16], sample, skip, tally.empty)
+        return Survey(duplicates.count, digest.hexdigest()[:16], sample, skip, tally)
 
 
 class Cursor:

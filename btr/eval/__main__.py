@@ -15,25 +15,29 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from btr.command import Parser, check_file, check_least, run_command
+from btr.command import Parser, run_command
 from btr.corpus import Passage, Question
 from btr.corpus.questions import TASKS, Asked, find_questions, prompt
 from btr.errors import InputError
 from btr.eval import plots
+from btr.eval.abstention import doubt_of
 from btr.eval.evidence import Evidence, hop
 from btr.eval.figures import METRICS, NO_ANSWER, Run, describe, recall, score, table
+from btr.eval.options import check_outputs, read_counts, read_modes
 from btr.eval.predictions import Prediction, Predictions, input_digest
 from btr.hops.answer import check_hops
 from btr.metrics import holds_answer
 from btr.model.checkpoint import digest
 from btr.model.config import MODES, Mode
+from btr.progress import Progress, say
 from btr.reader import DTYPES, Reader
 from btr.reader.answer import Answer
 from btr.reader.refusals import check_prune
+from btr.reader.truncation import shorten
 from btr.retrieve.fusion import KINDS
 from btr.storage import Store, StoreError
 
@@ -42,7 +46,11 @@ def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     main = Parser(prog="btr eval", description="Score a reader's answers, with 95 % bootstrap intervals.")
     add = main.add_argument
-    add("task", metavar="TASK", help=f"{', '.join(TASKS)}; or a file of questions with answers, in any known format")
+    add(
+        "task",
+        metavar="TASK",
+        help=f"{', '.join(TASKS)}, sample; or a file of questions with answers, in any known format",
+    )
     add("--data", metavar="PATH", help="a named task's file, or a folder of tasks; default: the Hugging Face hub")
     add("--reader", metavar="R", help="reader folder or hub id; default: the reader shipped with btr")
     add("--store", metavar="S", help="read the best passages of this store; without it, those a question comes with")
@@ -90,6 +98,12 @@ class Setting:
     hops: int = 1
 
     @property
+    def above(self) -> float:
+        """The no_answer over which no answer is given."""
+        above = self.reader.config.no_answer_above
+        return NO_ANSWER if above is None else above
+
+    @property
     def more(self) -> str:
         """Name what is done to be sooner, beside pruning."""
         return ", ".join(
@@ -133,24 +147,22 @@ class Evaluation:
 
     def _answer(self, setting: Setting, number: int, passages: list[Passage]) -> dict[str, Any]:
         question, kind = self.asked.questions[number], self.asked.kind
-        text, passages = "", list(passages)
-        row: dict[str, Any] = {}
-        try:
-            setting.reader.question_ids(prompt(question, kind))
-        except InputError as error:  # an over-long question is a wrong answer, not the end of the run
-            row["unread"] = str(error)
-        if passages and not row:
-            row = self._read(setting, number, passages)
-            text = row.pop("text")
+        passages = list(passages)
+        whole = prompt(question, kind)
+        asked = shorten(whole, setting.reader)  # as the server does
+        row = self._read(setting, number, asked, passages) if passages else {}
+        text = row.pop("text", "")
+        if len(asked) < len(whole):
+            row["cut"] = asked
         row |= {"question": question.question, "answer": text, "answers": list(question.answers), "read": len(passages)}
         if kind == "question" and question.answers:
             row["found"] = float(any(holds_answer(p.text, question.answers) for p in passages))
         if not question.answers:  # right if none is given, as in SQuAD 2.0
-            right = float("unread" not in row and row.get("no_answer", 1.0) >= NO_ANSWER)
+            right = float(doubt_of(row) > setting.above)
             return row | {"em": right, "f1": right}
         return row | score(text, question, kind)
 
-    def _read(self, setting: Setting, number: int, passages: list[Passage]) -> dict[str, Any]:
+    def _read(self, setting: Setting, number: int, asked: str, passages: list[Passage]) -> dict[str, Any]:
         """Answer one question; what can be done before it is asked is not timed, reading stored bits is.
 
         In several hops their searches are timed too, and `passages` is made those of the last.
@@ -158,11 +170,10 @@ class Evaluation:
         reader, mode = setting.reader, setting.mode
         bits, kept = uses_store(setting, self.evidence.store), kept_mode(setting, len(passages))
         ready = passages if kept is None or bits else reader.encode_passages(passages, kept)
-        asked = prompt(self.asked.questions[number], self.asked.kind)
         merge = reader.schedule("algorithm", setting.merge) if setting.merge else None
 
         def read(given: Any, most: int) -> Answer:
-            return reader.answer(asked, given, mode, most, merge, setting.prune)
+            return reader.answer(asked, given, mode, most, merge, setting.prune, no_answer_above=1.0)  # its best guess
 
         def answer(most: int) -> Answer:
             if setting.hops > 1:
@@ -198,6 +209,17 @@ def uses_store(setting: Setting, store: Store | None) -> bool:
     return store is not None and bits and store.manifest.fingerprint == setting.reader.fingerprint
 
 
+def read_anew(settings: list[Setting], store: Store) -> str:
+    """Say that a store's bits are of another reader than one that would read them, and what that costs; or nothing."""
+    made = f"reader {store.manifest.fingerprint} ({store.manifest.reader or 'shipped with btr'})"
+    for reader in [s.reader for s in settings if kept_mode(s, s.passages) == "binary" and not uses_store(s, store)]:
+        return (
+            f"store {store.path} was made by {made}, and {reader.name} ({reader.fingerprint}) cannot read its bits: it "
+            "encodes the texts anew for every question, which takes longer and is not counted in questions a second"
+        )
+    return ""
+
+
 def bytes_per_token(setting: Setting, store: Store | None) -> float | None:
     """Return what is kept of a token, signs and scalar or float states: on disk where the store is read; None: nothing.
 
@@ -213,35 +235,6 @@ def bytes_per_token(setting: Setting, store: Store | None) -> float | None:
         parts = store.manifest.part_bytes
         return (parts["signs"] + parts["scalars"]) / max(store.manifest.tokens, 1)
     return 8.0 * -(-reader.bits // 64) + 2
-
-
-def read_modes(text: str) -> list[Mode]:
-    """Split `--modes`."""
-    modes = list(dict.fromkeys(text.split(",")))
-    if unknown := [mode for mode in modes if mode not in MODES]:
-        raise InputError(f"--modes has {unknown[0]!r}; known: {', '.join(MODES)}")
-    return cast(list[Mode], modes)
-
-
-def read_counts(name: str, text: str | None, least: int) -> list[int]:
-    """Split `--passages` or `--prune`; empty where it was not given."""
-    words = text.split(",") if text else []
-    if wrong := [word for word in words if not (word.isascii() and word.isdecimal()) or int(word) < least]:
-        raise InputError(f"{name} has {wrong[0]!r}; give numbers from {least}, such as {least},5,20")
-    return sorted({int(word) for word in words})
-
-
-def check_outputs(options: argparse.Namespace) -> None:
-    """Refuse, before hours of work, what could not be written after them, and numbers of nothing."""
-    check_least(options, 1, "limit", "max_new_tokens", "hops")
-    if options.hops > 1 and not options.store:
-        raise InputError(f"--hops is {options.hops}, and no --store says where to search; name one")
-    for name in ("out", "json", "plot"):
-        path = getattr(options, name)
-        if path is not None and path != "-":
-            check_file(f"--{name}", path)
-    if options.plot:
-        plots.check(options.plot)
 
 
 def check_readers(settings: list[Setting], asked: Asked, evidence: Evidence) -> None:
@@ -300,20 +293,22 @@ def compressed(setting: Setting, options: argparse.Namespace) -> Setting:
 
 
 def run_all(evaluation: Evaluation, settings: list[Setting]) -> list[Run]:
-    """Answer everything, reporting every hundredth question on stderr."""
-    runs, total = [], len(evaluation.asked.questions)
+    """Answer everything, reporting on stderr how far it is."""
+    runs, total, metric = [], len(evaluation.asked.questions), METRICS[evaluation.asked.kind][0]
     for s in settings:
         rows: list[Prediction] = []
+        read, right = f"{s.passages} passages" + (f", {s.prune} to the end" if s.prune else ""), 0.0
+        report, known = Progress(f"{s.mode}, {read}:", 0, total, "questions"), len(evaluation.predictions)
         for row in evaluation.run(s):
             rows.append(row)
-            if len(rows) % 100 == 0:
-                metric = METRICS[evaluation.asked.kind][0]
-                right = 100 * sum(r[metric] for r in rows) / len(rows)
-                read = f"{s.passages} passages" + (f", {s.prune} to the end" if s.prune else "")
-                print(f"{s.mode}, {read}: {len(rows)}/{total}, {metric} {right:.1f}", file=sys.stderr)
+            right, made = right + row[metric], len(evaluation.predictions)
+            report.first += made == known  # a prediction of an earlier run tells nothing of the rate
+            report.more, known = f"{metric} {100 * right / len(rows):.1f}", made
+            report(1)
+        report.show(last=True)
         kept = bytes_per_token(s, evaluation.evidence.store)
         answered, rest = ([r for r in rows if bool(r["answers"]) is has] for has in (True, False))
-        runs.append(Run(s.reader.name, s.weights, s.mode, s.passages, kept, answered, s.prune, s.more, rest))
+        runs.append(Run(s.reader.name, s.weights, s.mode, s.passages, kept, answered, s.prune, s.more, rest, s.above))
     return runs
 
 
@@ -348,13 +343,15 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         if store is not None:
             check_hops(options.hops, store)
         check_readers(settings, asked, evidence)
+        if store is not None and (note := read_anew(settings, store)):
+            say(f"note: {note}")
         shared = {
             "task": asked.task, "dtype": options.dtype, "max_new_tokens": options.max_new_tokens, "reader": weights,
             "store": None if store is None else store.manifest.content_hash[:16],
         } | ({"hops": options.hops} if options.hops > 1 else {})  # fmt: skip
         predictions = stack.enter_context(Predictions(Path(options.out) if options.out else None, shared))
         if len(predictions):
-            print(f"{options.out}: going on after {len(predictions)} predictions", file=sys.stderr)
+            say(f"{options.out}: going on after {len(predictions)} predictions")
         runs = run_all(Evaluation(whole, evidence, predictions, options.max_new_tokens), settings)
         ranks = evidence.ranks() if store is not None and asked.kind == "question" and evidence.has_texts() else None
     return {

@@ -7,8 +7,9 @@ from typing import Any
 from btr.corpus import Question
 from btr.corpus.questions import Kind
 from btr.corpus.tasks import fever_label, mmlu_letter
+from btr.eval.abstention import abstention, describe_abstention, doubt_of
 from btr.eval.predictions import Prediction
-from btr.metrics import bootstrap, exact_match, f1, mean, retention
+from btr.metrics import exact_match, f1, mean, percent, retention
 from btr.model.config import Mode
 
 # kind of a task: what it is scored by, the first of which is compared
@@ -45,11 +46,7 @@ class Run:
     prune: int = 0
     more: str = ""  # what else was done to be sooner: 'merge 0.2', 'int8'
     unanswerable: Sequence[Prediction] = ()  # of questions without answers
-
-
-def percent(values: Sequence[float]) -> Percent:
-    """Return the mean of values and its 95 % interval, in per cent."""
-    return [round(100 * value, 2) for value in (mean(values), *bootstrap(values))]
+    above: float = NO_ANSWER  # no_answer over which none has been given
 
 
 def recall(ranks: Sequence[int | None], counts: Sequence[int]) -> dict[str, Percent]:
@@ -76,10 +73,11 @@ def describe_run(run: Run, metrics: Sequence[str]) -> dict[str, Any]:
     if all("found" in row for row in rows):
         figures["found"] = percent([row["found"] for row in rows])
     if run.unanswerable:
-        figures["no_answer"] = percent([row["em"] for row in run.unanswerable])
-        figures["refused"] = percent([float(row.get("no_answer", 0.0) >= NO_ANSWER) for row in rows])
+        silent = [[float(doubt_of(row) > run.above) for row in of] for of in (run.unanswerable, rows)]
+        figures["no_answer"], figures["refused"] = map(percent, silent)
+        figures["abstention"] = abstention(rows, run.unanswerable, run.above)
     return figures | {
-        "unread": sum("unread" in row for row in (*rows, *run.unanswerable)),
+        "cut": sum("cut" in row for row in (*rows, *run.unanswerable)),
         "questions_per_second": round(len(seconds) / sum(seconds), 4) if seconds else None,
         "bytes_per_token": run.kept and round(run.kept, 2),
     }
@@ -110,19 +108,20 @@ def table(figures: dict[str, Any]) -> str:
     widths = {name: max(len(name), *(len(row[name]) for row in cells)) for name in names}
     lines += ["", "  ".join(name.ljust(widths[name]) for name in names).rstrip()]
     lines += ["  ".join(row[name].ljust(widths[name]) for name in names).rstrip() for row in cells]
+    silent = [(way(row), row["abstention"]) for row in rows if "abstention" in row]
+    lines += ["", *(f"{name}, {describe_abstention(found)}" for name, found in silent)] if silent else []
     against = next((row["against"] for row in rows if "against" in row), None)
     notes = [
         "[95 % bootstrap interval]",
         "q/s: one question at a time, without retrieval and what precompute does before",
     ]
     notes += [f"difference (points) and retention (%) against {against}"] if against else []
-    unread = [f"{row['unread']} in {row['mode']}" for row in rows if row["unread"]]
+    cut = [f"{row['cut']} in {row['mode']}" for row in rows if row["cut"]]
     if count := figures.get("unanswerable"):
-        doubt = f"no_answer of {NO_ANSWER} or more"
-        notes += [f"no answer: {doubt} to {count} questions without answers, which is right; refused: to the others"]
+        notes += [f"no answer: given none of {count} questions without answers, which is right; refused: to the others"]
     if left := figures.get("left_out"):
         notes += [f"questions without answers left out, as this reader always answers or they have no passages: {left}"]
-    notes += [f"too long to be read, counted as wrong: {', '.join(unread)}"] if unread else []
+    notes += [f"questions too long, of which the last words alone were read: {', '.join(cut)}"] if cut else []
     return "\n".join([*lines, "", "; ".join(notes)])
 
 

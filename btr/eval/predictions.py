@@ -66,7 +66,7 @@ class Predictions:
         if found is not None and found["input"] != prediction["input"]:
             raise InputError(
                 f"question {prediction['id']!r}: the predictions were made from input {found['input']}, this run has "
-                f"{prediction['input']} (other questions or passages); name another --out, or delete the file"
+                f"{prediction['input']} (other questions or passages); name another --out"
             )
         return found
 
@@ -94,7 +94,9 @@ class Predictions:
                 if number > 1:
                     self._found[_key(value)] = value
             except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{path}:{number}: damaged ({error}); delete this line, or the file") from error
+                raise InputError(
+                    f"{path}:{number}: damaged ({error}); delete this line, or name another --out"
+                ) from error
             if number == 1:
                 _check(path, value, head)
         return sum(len(line) + 1 for line in lines)
@@ -115,5 +117,5 @@ def _check(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     for name in {**found, **wanted}:
         was, now = found.get(name), wanted.get(name)
         if was != now:
-            cure = "name another --out, or delete the file"
+            cure = "name another --out"
             raise InputError(f"{path}: made with {name} {was}, this run has {now}; {cure}")

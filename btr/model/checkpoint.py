@@ -338,7 +338,12 @@ def save_reader(model: Model, tokenizer: Tokenizer, folder: Path) -> None:
         tensors(folder / "btr.safetensors", values)
     if model.pruner is not None:
         save_pruner(model, folder)
-    write(folder / "btr_config.json", json.dumps(asdict(model.config), indent=2))
+    save_config(model.config, folder)
+
+
+def save_config(config: ReaderConfig, folder: Path) -> None:
+    """Write the settings of a reader."""
+    write(folder / "btr_config.json", json.dumps(asdict(config), indent=2))
 
 
 def write(path: Path, text: str) -> None:

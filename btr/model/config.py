@@ -1,7 +1,7 @@
 """Shapes and settings of a reader: frozen values, unknown keys refused."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 Mode = Literal["full", "float", "binary"]
@@ -34,6 +34,15 @@ def check_amount(name: str, value: object, below: float = math.inf) -> None:
     """Raise ConfigError for what is no number from 0 to `below`, which it may not be."""
     if not isinstance(value, int | float) or not 0 <= value < below:
         raise ConfigError(f"{name} is {value!r}; use a number of at least 0 and below {below:g}")
+
+
+def check_line(values: object) -> tuple[float, float]:
+    """Return a (slope, intercept); ConfigError for what is none, or does not rise."""
+    if isinstance(values, list | tuple) and len(values) == 2 and all(type(v) in (int, float) for v in values):
+        slope, intercept = map(float, values)
+        if 0 < slope < math.inf and math.isfinite(intercept):
+            return slope, intercept
+    raise ConfigError(f"no_answer_calibration is {values!r}; use [slope, intercept], the slope above 0, or null")
 
 
 @dataclass(frozen=True)
@@ -204,8 +213,11 @@ class ReaderConfig:
     themselves do not tell) or 'paper' (u_hat = sign(u)). bits is the number of signs a token, 0 for D; 'predictive'
     alone takes fewer.
     Limits are in tokens: question without the end of sequence, passage with it.
+    no_answer_calibration is the (slope, intercept) of the log-odds of a span reader's no_answer, fitted to its weights
+    (`btr train calibrate`); None: they are as they are.
     unread are ids of tokens that layers k+1..n do not see of a passage, in modes float and binary: stop words and
     punctuation, of which nothing is kept but the id. The layers below have read them; their places stay empty.
+    no_answer_above is the probability that no passage answers over which a span reader abstains; None: it never does.
     """
 
     k: int = 0
@@ -215,7 +227,9 @@ class ReaderConfig:
     passages: int = 20  # read per question unless told
     max_question_tokens: int = 64
     max_passage_tokens: int = 320
+    no_answer_calibration: tuple[float, float] | None = None
     unread: tuple[int, ...] = ()
+    no_answer_above: float | None = field(default=None, repr=False)  # what is read and found does not depend on it
     format_version: int = 1
 
     def __post_init__(self) -> None:
@@ -235,10 +249,15 @@ class ReaderConfig:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ConfigError(f"{name} is {value!r}; use an integer of at least {least}")
+        if (line := self.no_answer_calibration) is not None:
+            object.__setattr__(self, "no_answer_calibration", check_line(line))
         unread = self.unread
         if not isinstance(unread, list | tuple) or not all(type(i) is int and i >= 0 for i in unread):
             raise ConfigError(f"unread is {unread!r}; use a list of token ids")
         object.__setattr__(self, "unread", tuple(sorted(set(unread))))
+        above = self.no_answer_above
+        if above is not None and (isinstance(above, bool) or not isinstance(above, int | float) or not 0 <= above <= 1):
+            raise ConfigError(f"no_answer_above is {above!r}; use a probability from 0 to 1, or leave it out")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ReaderConfig":

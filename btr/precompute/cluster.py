@@ -65,7 +65,7 @@ def run(jobs: Sequence[Job], source: Source, workers: int, report: Report) -> di
     try:
         import ray
     except ImportError as error:
-        raise InputError("--engine ray needs Ray: pip install 'btr[ray]'") from error
+        raise InputError("--engine ray needs Ray: pip install 'btr-reader[ray]'") from error
     begun = not ray.is_initialized()
     if begun:
         ray.init(log_to_driver=False, include_dashboard=False)

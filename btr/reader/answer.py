@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from btr.model.config import Mode
 from btr.model.decoding import Generation
+from btr.words import readable
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Answer:
     """An answer and where it came from.
 
     text: of a generative reader, as the passage with the most evidence that holds it writes it, else as decoded; of a
-        span reader, a quotation.
+        span reader, a quotation; "" where it abstains.
     score: log-probability: of a generative reader, the mean per decoded token, end of sequence included; of a span
         reader, of the start plus of the end.
     timings: seconds by phase (tokenize, expand, look, encode, merge, decode); of the whole batch.
@@ -36,10 +37,11 @@ class Answer:
     evidence: float32 (N,), the passages' shares, summing to 1: of the decoder's attention to passages, averaged over
         layers, heads and steps; of a span reader, of the probability of start and end.
     token_evidence: per passage, float32 (T,): the same for each of its tokens.
-    span: where the answer stands; None from a T5, where no passage holds what was written, or where the texts were not
-        kept.
+    span: where the answer, or the best guess, stands; None from a T5, where no passage holds what was written, or
+        where the texts were not kept.
     no_answer: probability that no passage holds an answer; None from a generative reader.
     read: how many passages were read to the end; the others (`prune`) have no evidence.
+    best_guess: what it would have said, where it abstains; None where it answers.
     """
 
     text: str
@@ -52,6 +54,13 @@ class Answer:
     span: Span | None = None
     no_answer: float | None = None
     read: int = 0
+    best_guess: str | None = None
+
+    def abstaining(self, above: float | None) -> "Answer":
+        """Return it with its text as no more than a guess, if `no_answer` is over a threshold; None: as it is."""
+        if above is None or self.no_answer is None or self.no_answer <= above:
+            return self
+        return replace(self, text="", best_guess=self.text)
 
 
 class Listener(Protocol):
@@ -148,6 +157,8 @@ def read_off(
     evidence = np.array([part.sum() for part in token_evidence], np.float32)
     evidence /= max(float(evidence.sum()), 1e-12)
     read = [n for n, length in enumerate(memory.lengths) if length]
-    text = surface(tokenizer.decode(list(tokens)), [memory.passages[n] for n in read], evidence[read])
+    texts = [(memory.passages[n], len(memory.ids[n])) for n in read]
+    parts = [(readable(title, length), readable(text, length)) for (title, text), length in texts]
+    text = surface(tokenizer.decode(list(tokens)), parts, evidence[read])
     score = float(generation.log_probability[b, :steps].mean())
     return Answer(text, score, mode, dict(timings), tokens, evidence, token_evidence, read=len(read))

@@ -4,6 +4,7 @@ Start and end are each one probability distribution over the texts of all passag
 of every row. The answer is the likeliest pair within one passage, quoted by its character offsets.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from btr.model.layout import MergedRows
 from btr.model.span import SpanReader
 from btr.reader.answer import Answer, Memory, Span, Stopwatch
 from btr.reader.rows import BertRows
-from btr.words import end_of_letter
+from btr.words import end_of_letter, readable
 
 SHORT = 16  # tokens
 LEAST = -100.0  # the least score, and logits, that of passages without a token to point at
@@ -72,7 +73,8 @@ class Extractive(BertRows):
             text, score, mode, dict(watch.seconds), tokens,
             (evidence / max(evidence.sum(), 1e-300)).astype(np.float32),
             tuple(per_token(where, looked, n, len(ids)) for n, ids in enumerate(held.ids)),
-            span, float(np.exp(start[:rows]).sum()), rows,
+            span, calibrated(min(float(np.exp(start[:rows]).sum()), 1.0), self.model.config.no_answer_calibration),
+            rows,
         )  # fmt: skip
 
     def _pointable(self, held: Memory) -> Pointable:
@@ -101,17 +103,28 @@ class Extractive(BertRows):
     def _quote(self, held: Memory, where: Pointable, a: int, b: int) -> tuple[str, tuple[int, ...], Span | None]:
         """Return tokens a..b of the texts as they are written, their ids, and where they stand.
 
-        A text that was not kept is decoded, and stands nowhere.
+        A text that was not kept is decoded, from the beginning of a word on, and stands nowhere.
         """
         n = int(where.passage[a])
         start, stop = int(where.tokens[a]), int(where.tokens[b]) + 1
         tokens = held.ids[n][start:stop].tolist()
-        text, begun = held.passages[n][1], int(where.starts[n])
+        text, begun = readable(held.passages[n][1], self.model.config.max_passage_tokens), int(where.starts[n])
         offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
         if stop - begun > len(offsets):
-            return self.tokenizer.decode(tokens).removeprefix("##"), tuple(tokens), None  # may begin within a word
+            while start > begun and (self.tokenizer.id_to_token(int(held.ids[n][start])) or "").startswith("##"):
+                start -= 1  # a span may begin within a word, an answer does not
+            tokens = held.ids[n][start:stop].tolist()
+            return self.tokenizer.decode(tokens).removeprefix("##"), tuple(tokens), None
         span = Span(n, offsets[start - begun][0], end_of_letter(text, offsets[stop - begun - 1][1]))
         return text[span.start : span.end], tuple(tokens), span
+
+
+def calibrated(no_answer: float, line: tuple[float, float] | None) -> float:
+    """Return a probability whose log-odds lie on a line (slope, intercept) over those of `no_answer`; None: itself."""
+    if line is None or not 0 < no_answer < 1:
+        return no_answer
+    slope, intercept = line
+    return 1 / (1 + math.exp(min(slope * (math.log1p(-no_answer) - math.log(no_answer)) - intercept, 700.0)))
 
 
 def per_token(where: Pointable, looked: np.ndarray, n: int, length: int) -> np.ndarray:

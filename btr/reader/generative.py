@@ -22,7 +22,7 @@ from btr.model.layout import MergedRows
 from btr.model.merge import Tokens, concatenate, shrink
 from btr.reader.answer import Answer, Listener, Memory, Span, Stopwatch, read_off
 from btr.reader.rows import BertRows
-from btr.words import end_of_letter
+from btr.words import WIDEST, end_of_letter, readable
 
 SHORT = 16  # tokens
 WHOLE = re.compile(r"\W?$")  # what may stand beside a whole word: a character of no word, or nothing
@@ -64,16 +64,19 @@ class Generative:
 
     def passage_ids(self, passages: Sequence[tuple[str, str]], limit: int) -> tuple[list[list[int]], int]:
         """Tokenize (title, text) as `title: … context: …` with end of sequence; and count those cut to the limit."""
-        texts = [f"{HEAD.format(title)}{text}" for title, text in passages]
+        most = WIDEST * limit  # of what may be longer than memory, no more is copied
+        wholes = [f"{HEAD.format(title[:most])}{text[:most]}" for title, text in passages]
+        texts = [readable(whole, limit) for whole in wholes]
         found = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         eos, room = self.t5.config.eos_token_id, limit - 1
-        return [[*e.ids[:room], eos] for e in found], sum(len(e.ids) > room for e in found)
+        cut = sum(len(e.ids) > room or text is not whole for e, text, whole in zip(found, texts, wholes, strict=True))
+        return [[*e.ids[:room], eos] for e in found], cut
 
     def text_places(self, title: str, text: str, ids: np.ndarray) -> list[tuple[int, int]]:
         """Return, of each token of a passage that is of its text, its place and where in the text it ends."""
         head = HEAD.format(title)
-        offsets = self.tokenizer.encode(head + text, add_special_tokens=False).offsets[: len(ids) - 1]
-        return [(n, end - len(head)) for n, (_, end) in enumerate(offsets) if end > len(head)]
+        offsets = self.tokenizer.encode(readable(head + text, len(ids)), add_special_tokens=False).offsets
+        return [(n, end - len(head)) for n, (_, end) in enumerate(offsets[: len(ids) - 1]) if end > len(head)]
 
     def answer(
         self, memories: Sequence[tuple[Tensor | MergedRows, Memory]], mode: Mode, max_new_tokens: int, watch: Stopwatch
@@ -164,7 +167,8 @@ class BertGenerative(BertRows, Generative):
         if not answer.tokens:
             return answer
         for n in np.argsort(-answer.evidence, kind="stable"):
-            text, begun = held.passages[n][1], self.begins(held.ids[n])
+            text = readable(held.passages[n][1], self.model.config.max_passage_tokens)
+            begun = self.begins(held.ids[n])
             places = find(held.ids[n][begun:], answer.tokens)
             offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets if places else []
             for place in places:

@@ -10,7 +10,6 @@ Shapes: B questions, N passages, R rows (question x passage), T row tokens, M to
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,29 +33,12 @@ from btr.reader.answer import Answer, Listener, Memory, Stopwatch
 from btr.reader.expansion import known, read_later, rebuilt
 from btr.reader.extractive import Extractive
 from btr.reader.generative import BertGenerative, Generative
-from btr.reader.refusals import check_encoded, check_merge, check_mode, check_prune
+from btr.reader.passages import PassageText, titled
+from btr.reader.refusals import check_encoded, check_merge, check_mode, check_prune, check_question, check_threshold
 from btr.storage.encoded import Encoded
 
 DEFAULT_READER = Path(__file__).parents[1] / "default_reader"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class PassageText(Protocol):
-    """What the reader needs of a passage."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-
-
-def titled(passages: "Sequence[PassageText] | Encoded") -> list[tuple[str, str]]:
-    """Return the (title, text) pairs of passages, encoded or not."""
-    if isinstance(passages, Encoded):
-        return list(zip(passages.titles, passages.texts, strict=True))
-    return [(passage.title, passage.text) for passage in passages]
 
 
 def text_of(model: Model, tokenizer: Tokenizer) -> Generative | Extractive:
@@ -130,6 +112,11 @@ class Reader:
         return self._text.family
 
     @property
+    def no_answer_above(self) -> float | None:
+        """The `no_answer` over which it abstains unless told, as it was calibrated; None: it always answers."""
+        return self.config.no_answer_above
+
+    @property
     def prunes(self) -> bool:
         """Whether it can read some of the passages to the end, and leave the others."""
         return self.model.pruner is not None
@@ -184,13 +171,11 @@ class Reader:
         Raises:
             InputError: blank, or longer than the reader's limit.
         """
-        if not question.strip():
-            raise InputError("the question is blank; ask something")
-        ids = self._text.question_ids(question.strip())
-        if len(ids) > self.config.max_question_tokens:
-            raise InputError(
-                f"the question has {len(ids)} tokens, this reader reads {self.config.max_question_tokens}; shorten it"
-            )
+        question, most = question.strip(), self.config.max_question_tokens
+        check_question(question, most)
+        ids = self._text.question_ids(question)
+        if len(ids) > most:
+            raise InputError(f"the question has {len(ids)} tokens, this reader reads {most}; shorten it")
         return ids
 
     def passage_ids(self, passages: Sequence[tuple[str, str]]) -> tuple[list[list[int]], int]:
@@ -269,6 +254,7 @@ class Reader:
         max_new_tokens: int = 32,
         merge: Schedule | None = None,
         prune: int = 0,
+        no_answer_above: float | None = None,
     ) -> Answer:
         """Answer one question from passages, or from what `encode_passages` or a store gave; no mode: the reader's own.
 
@@ -276,12 +262,14 @@ class Reader:
         prune: how many passages are read to the end, those that a first look at the bits (in mode float, the states)
             says are worth it (`Pruner`); 0: all. In mode full these few are then read with the question, nothing kept
             apart, from their tokens.
+        no_answer_above: the probability that no passage answers over which it abstains, and has a best guess alone; 1:
+            it never does; None: the reader's own. A generative reader knows no such probability.
 
         Raises:
             InputError: blank or over-long question, no passages, an Encoded of another reader or of another mode, or a
                 schedule or number that this reader or mode cannot follow.
         """
-        return self.answer_batch([question], [passages], mode, max_new_tokens, merge, prune)[0]
+        return self.answer_batch([question], [passages], mode, max_new_tokens, merge, prune, None, no_answer_above)[0]
 
     @torch.inference_mode()
     def answer_batch(
@@ -293,6 +281,7 @@ class Reader:
         merge: Schedule | None = None,
         prune: int = 0,
         listener: Listener | None = None,
+        no_answer_above: float | None = None,
     ) -> list[Answer]:
         """Answer B questions, each from its own passages; as `answer`, decoded together; a listener hears of it."""
         mode = mode or self.config.default_mode
@@ -303,6 +292,7 @@ class Reader:
         check_prune(self.model, prune, self.name)
         if len(questions) != len(passages):
             raise InputError(f"{len(questions)} questions and {len(passages)} lists of passages; pass as many of each")
+        above = check_threshold(self.no_answer_above if no_answer_above is None else no_answer_above)
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens}; use 1 or more")
         if not questions:
@@ -315,7 +305,7 @@ class Reader:
             if not len(given):
                 raise InputError("no passages to read; pass at least one")
             memories.append(self._remember(ids, given, mode, merge, prune, watch))
-        return self._text.answer(memories, mode, max_new_tokens, watch)
+        return [answer.abstaining(above) for answer in self._text.answer(memories, mode, max_new_tokens, watch)]
 
     def _remember(
         self,

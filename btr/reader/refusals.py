@@ -5,6 +5,7 @@ from btr.model.config import MODES, Mode, ReaderConfig
 from btr.model.kinds import Model
 from btr.model.merge import Schedule
 from btr.storage.encoded import Encoded
+from btr.words import WIDEST
 
 
 def check_mode(mode: Mode, config: ReaderConfig) -> None:
@@ -43,6 +44,13 @@ def check_merge(merge: Schedule, none: Schedule, mode: Mode) -> None:
         raise InputError(f"mode {mode!r} cannot merge by this schedule, which needs {needed}; leave it out")
 
 
+def check_threshold(no_answer_above: float | None) -> float | None:
+    """Return a threshold of `no_answer`; raises InputError for what is no probability."""
+    if no_answer_above is not None and not 0 <= no_answer_above <= 1:
+        raise InputError(f"no_answer_above is {no_answer_above!r}; use a probability from 0 to 1 (1: always answer)")
+    return no_answer_above
+
+
 def check_prune(model: Model, prune: int, name: str) -> None:
     """Raise InputError where passages cannot be chosen from before they are read; 0 asks for nothing."""
     if type(prune) is not int or prune < 0:
@@ -54,3 +62,12 @@ def check_prune(model: Model, prune: int, name: str) -> None:
             f"reader {name} has no skim.safetensors fitted to its weights, so it cannot prune; make it with: "
             "python -m btr.train skim --reader FOLDER --questions FILE"
         )
+
+
+def check_question(question: str, most: int) -> None:
+    """Raise InputError for a question that is empty, or too long to be made of `most` tokens."""
+    if not question:
+        raise InputError("the question is blank; ask something")
+    if len(question) > WIDEST * most:
+        size = f"{len(question)} characters"
+        raise InputError(f"the question has {size}, this reader reads {most} tokens; shorten it")

@@ -6,6 +6,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from btr.errors import InputError
+from btr.words import readable
 
 
 class BertRows:
@@ -25,13 +26,16 @@ class BertRows:
 
     def passage_ids(self, passages: Sequence[tuple[str, str]], limit: int) -> tuple[list[list[int]], int]:
         """Tokenize (title, text) as `title [SEP] text [SEP]`, the title in at most a quarter; and count those cut."""
-        titles = self.tokenizer.encode_batch([title for title, _ in passages], add_special_tokens=False)
-        texts = self.tokenizer.encode_batch([text for _, text in passages], add_special_tokens=False)
+        read = [(readable(title, limit), readable(text, limit)) for title, text in passages]
+        titles = self.tokenizer.encode_batch([title for title, _ in read], add_special_tokens=False)
+        texts = self.tokenizer.encode_batch([text for _, text in read], add_special_tokens=False)
         begun = [[*title.ids[: limit // 4], self.sep] for title in titles]
         rows = [[*begin, *text.ids, self.sep] for begin, text in zip(begun, texts, strict=True)]
-        return [row if len(row) <= limit else [*row[: limit - 1], self.sep] for row in rows], sum(
-            len(row) > limit for row in rows
+        cut = sum(
+            len(row) > limit or text is not whole
+            for row, (_, text), (_, whole) in zip(rows, read, passages, strict=True)
         )
+        return [row if len(row) <= limit else [*row[: limit - 1], self.sep] for row in rows], cut
 
     def begins(self, ids: np.ndarray) -> int:
         """Return where the text begins among the tokens of a passage."""
@@ -40,5 +44,5 @@ class BertRows:
     def text_places(self, title: str, text: str, ids: np.ndarray) -> list[tuple[int, int]]:
         """Return, of each token of a passage that is of its text, its place and where in the text it ends."""
         begun = self.begins(ids)
-        offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
+        offsets = self.tokenizer.encode(readable(text, len(ids)), add_special_tokens=False).offsets
         return [(begun + n, end) for n, (_, end) in enumerate(offsets[: max(len(ids) - begun - 1, 0)])]

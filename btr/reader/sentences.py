@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from btr.reader.answer import Answer, Span
-from btr.reader.reader import PassageText, Reader, titled
+from btr.reader.passages import PassageText, titled
+from btr.reader.reader import Reader
 from btr.storage.encoded import Encoded
 from btr.words import sentences_of
 

@@ -3,7 +3,6 @@
 import argparse
 import json
 import shutil
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any, cast
 
 from btr.command import Parser, check_least, run_command
 from btr.errors import InputError
+from btr.progress import Progress, say
 from btr.retrieve.dense import bench
-from btr.retrieve.dense.build import CHUNK, build, is_store, read_corpus, read_store
+from btr.retrieve.dense.build import build, is_store, read_corpus, read_store
 from btr.retrieve.dense.calibrate import calibrate
 from btr.retrieve.dense.encoder import DTYPES, Encoder
 from btr.retrieve.dense.quantize import MOST_CODES
@@ -20,8 +20,6 @@ from btr.retrieve.dense.updates import shards_of
 from btr.retrieve.dense.writer import Plan
 from btr.retrieve.fusion import DENSE, KINDS, WORDS, Choice, Kind, open_retriever
 from btr.storage import Store, StoreError
-
-PERIOD = 10.0  # seconds between lines of progress
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,11 +94,13 @@ def run_build(options: argparse.Namespace) -> int:
         shutil.rmtree(out / DENSE, ignore_errors=True)
     if is_store(source):
         with Store.open(source) as store:
-            report, shards = reporter(store.manifest.ordinals), shards_of(store.manifest.shards)
+            report, shards = Progress("embedded", 0, store.manifest.ordinals), shards_of(store.manifest.shards)
             count = build(encoder, plan, out, partial(read_store, store), report, shards)
     else:
         read = partial(read_corpus, options.source, limit=options.limit, words=options.words)
-        count = build(encoder, plan, out, read, reporter(options.limit))
+        report = Progress("embedded", 0, options.limit)
+        count = build(encoder, plan, out, read, report)
+    report.show(last=True)
     kind = options.kind or ("hybrid" if (out / WORDS).is_dir() else "dense")
     Choice(cast(Kind, kind)).write(out)
     size = sum(file.stat().st_size for file in (out / DENSE).iterdir())
@@ -109,22 +109,6 @@ def run_build(options: argparse.Namespace) -> int:
     text = "wrote {index}: {passages:,} passages, {bytes:,} bytes, {seconds} s; searched from now on: {kind}"
     print(json.dumps(facts) if options.json else text.format(**facts))
     return 0
-
-
-def reporter(total: int | None) -> Any:
-    """Return a function that writes passages done, rate and time left to stderr, once in a while."""
-    began = shown = time.monotonic()
-
-    def report(first: int, done: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown >= PERIOD or (first and done == first + CHUNK):
-            shown, rate = now, (done - first) / max(now - began, 1e-9)
-            going = "going on, " if first and done == first + CHUNK else ""
-            left = f", {max(total - done, 0) / rate:,.0f} s left" if total else ""
-            say(f"{going}embedded {done:,}{f' of {total:,}' if total else ''} passages, {rate:,.0f}/s{left}")
-
-    return report
 
 
 def search(options: argparse.Namespace) -> int:
@@ -169,11 +153,6 @@ def run_bench(options: argparse.Namespace) -> int:
     facts = bench.measure(options, say)
     print(json.dumps(facts) if options.json else bench.table(facts))
     return 0
-
-
-def say(line: str) -> None:
-    """Report progress on stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def check(options: argparse.Namespace) -> None:

@@ -177,7 +177,7 @@ def _stopwords() -> frozenset[str]:
 
 def _words(tokenizer: Any, passages: Sequence[Passage]) -> list[list[int]]:
     """Return the word ids of passages; new words get new ones."""
-    texts = [f"{passage.title} {passage.text}" for passage in passages]
+    texts = [f"{passage.title}\n\n{passage.text}" for passage in passages]  # a text begins a sentence
     found: list[list[int]] = tokenizer.tokenize(texts, update_vocab=True, show_progress=False)
     return found
 

@@ -41,8 +41,9 @@ def check(settings: Settings) -> Keys:
         raise InputError(f"--top is {top}, over --max-passages, {settings.max_passages}")
     keys = Keys.read(settings.keys_file)
     if not path.exists() and not path.with_name(f"{path.name}.building").exists():
-        make = "corpus" if path == Path(DEFAULT_STORE) else f"CORPUS --store {shlex.quote(str(path))}"
-        raise InputError(f"no store at {path}; make it with: python -m btr.precompute {make}")
+        make = f"python -m btr.precompute CORPUS --store {shlex.quote(str(path))}"
+        sample = " (CORPUS: your files, or sample)" if path == Path(DEFAULT_STORE) else ""
+        raise InputError(f"no store at {path}; make it with: {make}{sample}")
     store = Store.open(path)
     if settings.editable and not os.access(path, os.W_OK):
         raise InputError(f"--editable: {path} cannot be written to; change its owner or rights, or serve without")
@@ -118,11 +119,12 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, leave)
     try:
         settings, dry_run = parse(argv)
+        if dry_run:  # also beside the server that is to be followed, whose port is taken
+            check(settings)
+            print(json.dumps(settings.model_dump(mode="json"), indent=2))
+            return 0
         with bind(settings.host, settings.port) as bound:
             keys = check(settings)
-            if dry_run:
-                print(json.dumps(settings.model_dump(mode="json"), indent=2))
-                return 0
             raise_file_limit()
             service = load(settings)
             write_json()

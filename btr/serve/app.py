@@ -3,17 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Path, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from btr import __version__
+from btr.serve.completion import MOST_STOPS
 from btr.serve.desk import Desk
 from btr.serve.errors import add_errors
 from btr.serve.guard import Guard
-from btr.serve.openai import make_router
+from btr.serve.openai import given, make_router
 from btr.serve.pages import render_docs, render_page
 from btr.serve.schema import (
     AnswerResponse,
@@ -28,7 +29,6 @@ from btr.serve.schema import (
     StoredPassage,
     StreamableRequest,
     UpsertRequest,
-    error_body,
 )
 from btr.serve.streams import begun, respond, write_events
 
@@ -53,6 +53,17 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorReply, "description": why} for status, why in WHY.items()
 }
 ITEMS_AT_FAULT = {"queue_full", "draining"}  # codes that say: none of a batch was taken
+
+
+INFO: dict[str, Any] = {
+    "version": __version__, "model": "default", "family": "extractive", "fingerprint": "0123456789abcdef",
+    "passages": 200, "mode": "binary", "no_answer_above": 0.9, "top": 10, "editable": False, "unindexed": 0,
+    "queue": 64, "timeout": 60.0, "limits": {
+        "max_body_bytes": 1048576, "max_question_chars": 2000, "max_passages": 100, "max_new_tokens": 128,
+        "max_questions": 32, "connections": 512, "receive_timeout": 20.0, "max_question_tokens": 64,
+        "max_passage_tokens": 320, "max_stops": 4,
+    },
+}  # fmt: skip
 
 
 def create_app(desk: Desk) -> FastAPI:
@@ -80,7 +91,7 @@ def create_app(desk: Desk) -> FastAPI:
 
 
 def _add_questions(app: FastAPI, desk: Desk) -> None:
-    streamed: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+    streamed = given({"text/event-stream": 'event: text\ndata: {"text": "Wilhelm"}\n\nevent: answer\ndata: {...}\n\n'})
 
     @app.post("/v1/answer", response_model=AnswerResponse, response_model_exclude_none=True, responses=streamed)
     async def answer(http: Request, request: StreamableRequest) -> AnswerResponse | Response:
@@ -96,20 +107,22 @@ def _add_questions(app: FastAPI, desk: Desk) -> None:
         most = min(desk.service.settings.max_questions, desk.service.settings.queue)
         if len(request.questions) > most:
             message = f"questions must be of length 1 to {most}, not {len(request.questions)}"
-            raise RequestError(400, message, "out_of_range")
+            raise RequestError(400, message, "out_of_range", param="questions")
         items = []
         for result in await desk.ask_all(http, request.questions):
             if isinstance(result, AnswerResponse):
                 items.append(BatchItem(answer=result))
             else:
                 desk.metrics.errors.labels(result.code).inc()
-                items.append(BatchItem(error=ErrorBody(**error_body(result.status, result.message, result.code))))
+                items.append(BatchItem(error=ErrorBody(**result.body)))
         return BatchResponse(results=items)
 
 
 def _add_passages(app: FastAPI, desk: Desk) -> None:
+    id_of = Annotated[str, Path(description="the passage's id, slashes and all", examples=["light-2"])]
+
     @app.get("/v1/passages/{passage_id:path}")
-    async def passage(passage_id: str) -> StoredPassage:
+    async def passage(passage_id: id_of) -> StoredPassage:
         """Look up a passage of the store."""
         return await asyncio.to_thread(desk.service.passage, passage_id)
 
@@ -120,7 +133,7 @@ def _add_passages(app: FastAPI, desk: Desk) -> None:
         return await desk.edit(http, request)
 
     @app.delete("/v1/passages/{passage_id:path}")
-    async def delete(http: Request, passage_id: str) -> EditResponse:
+    async def delete(http: Request, passage_id: id_of) -> EditResponse:
         """Delete a passage from the store, if the server may change it (`--editable`)."""
         return await desk.edit(http, Removal(passage_id))
 
@@ -128,12 +141,12 @@ def _add_passages(app: FastAPI, desk: Desk) -> None:
 def _add_operation(app: FastAPI, desk: Desk) -> None:
     service = desk.service
 
-    @app.get("/health")
+    @app.get("/health", responses=given({"application/json": {"status": "ok"}}))
     async def health() -> dict[str, str]:
         """Tell that the process runs."""
         return {"status": "ok"}
 
-    @app.get("/ready")
+    @app.get("/ready", responses=given({"application/json": {"status": "ready"}}))
     async def ready() -> dict[str, str]:
         """Tell whether new questions are taken: the reader is loaded and warm, and nobody asked to stop."""
         if not desk.warm and not desk.draining:
@@ -142,21 +155,28 @@ def _add_operation(app: FastAPI, desk: Desk) -> None:
             raise RequestError(503, "the server is shutting down", "draining", 5)
         return {"status": "ready"}
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @app.get("/metrics", response_class=Response, responses=given({"text/plain": "btr_ready 1.0\n"}))
     async def metrics() -> Response:
         """Give the server's numbers, for Prometheus."""
         return Response(desk.metrics.render(), media_type=desk.metrics.content_type)
 
-    @app.get("/info")
+    @app.get("/info", responses=given({"application/json": INFO}))
     async def info() -> dict[str, Any]:
-        """Say what is served, and within which limits."""
+        """Say what is served, and within which limits: `max_…` of `limits` are those that the fields of requests name.
+
+        Bytes of a body, characters of a question, tokens of a question and of a passage (what is longer is cut),
+        passages, tokens of an answer, questions of a batch, stops; connections, and seconds for a request to come.
+        """
         limits = ("max_body_bytes", "max_question_chars", "max_passages", "max_new_tokens", "max_questions")
+        reads = ("max_question_tokens", "max_passage_tokens")  # what is longer is cut
         return {
             "version": __version__, "model": service.model, "family": service.reader.family,
             "fingerprint": service.reader.fingerprint, "passages": service.passages, "mode": service.mode,
+            "no_answer_above": service.no_answer_above,
             "top": service.top, "editable": service.settings.editable, "unindexed": service.library.unindexed,
             "queue": service.settings.queue, "timeout": service.settings.timeout,
-            "limits": {name: getattr(service.settings, name) for name in limits},
+            "limits": {name: getattr(service.settings, name) for name in (*limits, "connections", "receive_timeout")}
+            | {name: getattr(service.reader.config, name) for name in reads} | {"max_stops": MOST_STOPS},
         }  # fmt: skip
 
 

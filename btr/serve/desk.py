@@ -34,9 +34,11 @@ class Desk:
         self.service, self.keys, self.metrics = service, keys or Keys(), Metrics()
         self.draining, self.warm = False, warm
         self.fault: Exception | None = None  # why the server cannot go on
+        self.connections = 0  # that are open
         self.queue = Queue(self._read, service.settings.queue, service.batch_tokens)
         self.metrics.watch("btr_queue_depth", "Questions in line", lambda: len(self.queue))
         self.metrics.watch("btr_reading", "Questions with the reader now", lambda: self.queue.reading)
+        self.metrics.watch("btr_connections", "Connections that are open", lambda: self.connections)
         self.metrics.watch("btr_ready", "1 if new questions are taken", lambda: self.ready)
         self.metrics.watch("btr_passages", "Passages in the store", lambda: self.service.passages)
 

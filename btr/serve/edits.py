@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from time import perf_counter
 
-from btr.corpus.passages import Passage, divide
+from btr.corpus.pieces import Passage, divide
 from btr.errors import InputError
 from btr.retrieve.dense.index import is_finished
 from btr.retrieve.dense.writer import read_state

@@ -24,6 +24,16 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+SPARE = 16  # connections past twice the requests that are let in, over which one that asks is refused and closed
+# what is said, the code, the challenge
+NO_KEY = ("no key came; send one of this server's as: Authorization: Bearer KEY", "missing_api_key", "Bearer")
+WRONG_KEY = (
+    "the key that came is none of this server's; check it, or ask for one who runs the server",
+    "invalid_api_key",
+    'Bearer error="invalid_token"',
+)
+IN_PATH = re.compile(r"/+v1/+passages/(.+)", re.DOTALL)  # an id, which may have slashes of its own
+FORM = "application/x-www-form-urlencoded"  # as curl calls what it is not told the name of
 OPEN = {"/", "/health", "/ready", "/docs", "/openapi.json"}  # without a key
 _log = logging.getLogger("btr.serve")
 
@@ -33,6 +43,25 @@ def is_local(host: str) -> bool:
     with suppress(ValueError):
         return ip_address(host).is_loopback
     return host == "localhost" or host.endswith(".localhost")
+
+
+def plain_path(path: str) -> str:
+    """Return a path without the slashes that stand twice or at its end, as addresses are joined by clients."""
+    if held := IN_PATH.fullmatch(path):
+        return f"/v1/passages/{held[1]}"
+    return "/" + "/".join(part for part in path.split("/") if part)
+
+
+def read_as_json(scope: Scope) -> None:
+    """Take a body of no type, or of curl's, for JSON; not from a browser, where any page can have these sent."""
+    headers = MutableHeaders(scope=scope)
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("", FORM):
+        return
+    if "origin" not in headers and "sec-fetch-site" not in headers:
+        headers["content-type"] = "application/json"
+    elif not kind:
+        headers["content-type"] = "application/octet-stream"
 
 
 class Guard:
@@ -45,6 +74,8 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        scope["path"] = plain_path(scope["path"])
+        read_as_json(scope)
         began, status = perf_counter(), 0
         given = Headers(scope=scope).get("x-request-id", "")
         name = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid4().hex
@@ -81,19 +112,22 @@ class Guard:
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request without a key, or one too many; let others through with a bounded body."""
         most = self.desk.service.settings.connections
-        if scope["path"] not in OPEN and not self.desk.keys.admit(Headers(scope=scope).get("authorization", "")):
-            message, headers = "send a key of this server as: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"}
-            self.desk.metrics.errors.labels("invalid_api_key").inc()
-            return await error_response(401, message, "invalid_api_key", headers)(scope, receive, send)
+        given = Headers(scope=scope).get("authorization", "")
+        if scope["path"] not in OPEN and not self.desk.keys.admit(given):
+            wrong = given.strip().lower().startswith("bearer ")
+            message, code, challenge = WRONG_KEY if wrong else NO_KEY
+            self.desk.metrics.errors.labels(code).inc()
+            return await error_response(401, message, code, {"WWW-Authenticate": challenge})(scope, receive, send)
         if not self._known(Headers(scope=scope).get("host", "")):
             message = "a server without keys answers to names of its machine alone; add others with --allowed-hosts"
             self.desk.metrics.errors.labels("unknown_host").inc()
             return await error_response(403, message, "unknown_host")(scope, receive, send)
-        if self.inside > most:
-            message = f"{most} requests are under way; try again later"
+        crowded = self.desk.connections > 2 * most + SPARE
+        if self.inside > most or crowded:
+            message = f"{most} requests are under way, or too many connections open; try again later"
             self.desk.metrics.errors.labels("too_many_connections").inc()
-            response = error_response(503, message, "too_many_connections", {"Retry-After": "1"})
-            return await response(scope, receive, send)
+            headers = {"Retry-After": "1"} | ({"Connection": "close"} if crowded else {})
+            return await error_response(503, message, "too_many_connections", headers)(scope, receive, send)
         return await self.app(scope, self._bounded(receive), send)
 
     def _known(self, host: str) -> bool:

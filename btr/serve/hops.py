@@ -30,10 +30,10 @@ def check_hops(library: Library, request: AnswerRequest) -> None:
     """
     given = [name for name in ("ids", "passages") if getattr(request, name) is not None]
     if given:
-        raise RequestError(400, f"hops search the store; leave out {given[0]}, or hops", "conflict")
+        raise RequestError(400, f"hops search the store; leave out {given[0]}, or hops", "conflict", param="hops")
     if library.store.manifest.options.get("text") is False:
         message = "the store keeps no texts, of which further queries are made; leave hops out"
-        raise RequestError(400, message, "no_texts")
+        raise RequestError(400, message, "no_texts", param="hops")
 
 
 @dataclass

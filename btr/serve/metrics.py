@@ -29,6 +29,7 @@ class Metrics:
             "btr_batch_questions", "Questions read together", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
         self.left = Counter("btr_abandoned", "Questions whose client left before the answer", registry=registry)
+        self.abstained = Counter("btr_abstained", "Questions that got a best guess alone", registry=registry)
         self.tokens = Counter("btr_tokens_read", "Passage tokens read", registry=registry)
         self.bits = Counter("btr_bits_read", "Stored signs read", registry=registry)
         self.reloads = Counter("btr_reloads", "Reloads of the store by outcome", ["outcome"], registry=registry)
@@ -51,6 +52,7 @@ class Metrics:
         for answer in answers:
             self.tokens.inc(answer.tokens_read)
             self.bits.inc(answer.bits_read)
+            self.abstained.inc(answer.best_guess is not None)
 
     def render(self) -> bytes:
         """Write all numbers as Prometheus reads them."""

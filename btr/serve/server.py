@@ -15,7 +15,6 @@ from btr.serve.desk import Desk
 from btr.serve.timed import timed_protocol
 
 GRACE = 1.0  # seconds in which /ready says 503 before the door is closed, so that a balancer can see it
-SPARE = 16  # connections past twice the requests that are let in, which the guard refuses in the usual shape
 _log = logging.getLogger("btr.serve")
 
 
@@ -53,7 +52,7 @@ def make_config(desk: Desk, app: FastAPI) -> uvicorn.Config:
     """Return how uvicorn serves a desk."""
     return uvicorn.Config(
         app, http=timed_protocol(desk), ws="none", log_config=None, access_log=False, server_header=False,
-        lifespan="on", limit_concurrency=2 * desk.service.settings.connections + SPARE, timeout_graceful_shutdown=2,
+        lifespan="on", timeout_graceful_shutdown=2,  # the guard bounds the connections
     )  # fmt: skip
 
 

@@ -12,10 +12,10 @@ from btr.hops import Pace
 from btr.model.config import Mode
 from btr.reader import Reader
 from btr.reader.answer import Answer
+from btr.reader.highlight import find_answer
 from btr.reader.truncation import shorten
 from btr.retrieve.bm25 import Hits
 from btr.serve.chosen import Chosen
-from btr.serve.highlight import find_answer
 from btr.serve.hops import Hopped, Hops, Quiet, check_hops
 from btr.serve.library import Library
 from btr.serve.schema import (
@@ -63,6 +63,12 @@ class Service:
     def passages(self) -> int:
         """Passages in the store."""
         return len(self.library.store)
+
+    @property
+    def no_answer_above(self) -> float | None:
+        """The probability that no passage answers over which a question is not answered, unless it says another."""
+        above = self.settings.no_answer_above
+        return self.reader.no_answer_above if above is None else above
 
     def check_mode(self) -> None:
         """Refuse a store from which nothing can be answered in the mode that is the default; raises RequestError."""
@@ -194,7 +200,10 @@ class Service:
                 continue
             asked = requests[n].question.strip()
             cut = len(shorten(asked, self.reader)) < len(asked)
-            results[n] = self._respond(found, answer, len(ready)).model_copy(update={"question_cut": cut})
+            above = requests[n].no_answer_above
+            told = answer.abstaining(self.no_answer_above if above is None else above)
+            said = {"answer": told.text, "best_guess": told.best_guess, "question_cut": cut}
+            results[n] = self._respond(found, answer, len(ready)).model_copy(update=said)
         return results if hopped is None else [hopped.tell(result) for result in results]
 
     def _hop(self, library: Library, request: AnswerRequest, ears: Ears | None) -> Hopped:
@@ -237,6 +246,7 @@ class Service:
                     merge=merge,
                     prune=self._prune(first),
                     listener=ears,
+                    no_answer_above=1.0,  # whether to say what was found is each question's own affair
                 )
             )
         except Exception as error:
@@ -293,6 +303,22 @@ class Service:
         timings = {"retrieve": found - start, "load": perf_counter() - found}
         passages = tuple(Passage(*row) for row in zip(encoded.ids, encoded.titles, encoded.texts, strict=True))
         return Chosen(passages, encoded, hits[1] if hits else None, timings)
+
+    def search(self, query: str, top: int) -> list[tuple[Passage, float]]:
+        """Return the `top` passages of the store that match a query best, and their scores.
+
+        Raises:
+            RequestError: the query is at fault, or a passage cannot be read.
+        """
+        request, library = AnswerRequest(question=query, top_k=top), self.library
+        self.check(request)
+        try:
+            chosen = self._choose(library, request)
+        except StoreError as error:
+            raise broken(error) from error
+        scores = chosen.scores
+        assert scores is not None
+        return list(zip(chosen.passages, scores.tolist(), strict=True))
 
     def _search(self, library: Library, request: Evidence) -> Hits:
         if library.index is None:

@@ -7,17 +7,21 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from btr.command import Parser
 from btr.errors import InputError
 from btr.model.config import MODES, Mode
+from btr.serve.faults import shown, wanted
 
 DEFAULT_STORE = "corpus.btr"
 DType = Literal["float32", "bfloat16"]
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
+Home = BeforeValidator(
+    lambda value: os.path.expanduser(value) if isinstance(value, str) else value
+)  # ~: not by a shell
 
 
 class Settings(BaseSettings):
@@ -25,8 +29,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="BTR_", env_ignore_empty=True, extra="forbid", frozen=True)
 
-    store: Path = Field(Path(DEFAULT_STORE), description="the store to answer from")
-    reader: str | None = Field(None, description="folder or hub id of the reader; default: the store's own")
+    store: Annotated[Path, Home] = Field(Path(DEFAULT_STORE), description="the store to answer from")
+    reader: Annotated[str | None, Home] = Field(
+        None, description="folder or hub id of the reader; default: the store's own"
+    )
     dtype: DType = Field("float32", description="precision of the reader; bfloat16 is faster on CPUs that have it")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="0 takes a free one")
@@ -35,7 +41,14 @@ class Settings(BaseSettings):
     prune: int = Field(
         0, ge=0, le=1 << 20, description="passages read to the end, of those; 0: all (needs skim.safetensors)"
     )
-    keys_file: Path | None = Field(None, description="API keys, one to a line; without it everybody may ask")
+    no_answer_above: float | None = Field(
+        None, ge=0, le=1,
+        description="probability that no passage answers over which no answer is given, but a best guess (1: always "
+        "answer); default: the reader's own",
+    )  # fmt: skip
+    keys_file: Annotated[Path | None, Home] = Field(
+        None, description="API keys, one to a line; without it everybody may ask"
+    )
     allowed_hosts: str = Field(
         "", description="names, parted by commas, that a server without keys answers to beside those of this machine"
     )
@@ -92,13 +105,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _describe(error: ValidationError, config: str | None) -> str:
     """Say in one line what is wrong with a setting, and where it may have come from."""
-    fault = error.errors()[0]
+    fault: Any = error.errors()[0]
     name = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
         return f"{config}: unknown setting {name!r}; known: {', '.join(Settings.model_fields)}"
-    said = fault["msg"][:1].lower() + fault["msg"][1:]
     places = " or ".join([f"BTR_{name.upper()}", *([config] if config else [])])
-    return f"{_flag(name)} (or {places}) is {str(fault['input'])[:80]!r}: {said}"
+    return f"{_flag(name)} (or {places}) is {shown(fault['input'])}: {wanted(fault)}"
 
 
 def read_settings(flags: dict[str, Any], config: str | None = None) -> Settings:
@@ -123,6 +135,7 @@ def read_settings(flags: dict[str, Any], config: str | None = None) -> Settings:
             file = [InitSettingsSource(settings_cls, tomllib.loads(text))] if config else []
             return (init_settings, env_settings, *file)
 
+    config = os.path.expanduser(config) if config else None
     known = {f"BTR_{name.upper()}" for name in Settings.model_fields} | {"BTR_KERNELS"}
     for variable in sorted(os.environ):
         if (name := variable.upper()).startswith("BTR_") and name not in known:

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 
 from btr.corpus import Passage
 from btr.serve.queue import Event, Job
-from btr.serve.schema import AnswerResponse, RequestError, error_body
+from btr.serve.schema import AnswerResponse, RequestError
 
 HEADERS = {"X-Accel-Buffering": "no"}  # nginx would keep pieces back until it has 4 kB of them
 Happening = Event | AnswerResponse  # what a stream is made of; the answer is the last
@@ -82,7 +82,7 @@ def respond(lines: AsyncIterator[str], fail: Callable[[str], object]) -> Streami
                 yield line
         except RequestError as error:
             fail(error.code)
-            yield event({"error": error_body(error.status, error.message, error.code)}, "error")
+            yield event({"error": error.body}, "error")
 
     return StreamingResponse(safe(), headers=HEADERS, media_type="text/event-stream")
 

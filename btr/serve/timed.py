@@ -6,6 +6,7 @@ the start, would keep its place for ever.
 
 import asyncio
 import json
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -28,6 +29,7 @@ class TimedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a head."""
         super().connection_made(transport)
+        self.desk.connections += 1
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -53,6 +55,7 @@ class TimedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timer."""
+        self.desk.connections -= 1
         self._stop()
         self._stop_reading()
         super().connection_lost(exc)
@@ -96,12 +99,23 @@ class TimedProtocol(H11Protocol):
             return
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
             seconds = self.desk.service.settings.receive_timeout
-            said = error_body(408, f"the head of the request did not come within {seconds:g} seconds", "slow_head")
-            body = json.dumps({"error": said}).encode()
-            head = f"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-            self.transport.write(f"{head}\r\nConnection: close\r\n\r\n".encode() + body)
-            self.desk.metrics.errors.labels("slow_head").inc()
+            self._refuse(408, f"the head of the request did not come within {seconds:g} seconds", "slow_head")
         self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """Say in the usual shape that what came is no HTTP, and close the connection."""
+        self._refuse(400, "what came is no HTTP/1.1 request; is it meant for https, or another port?", "not_http")
+        self.transport.close()
+
+    def _refuse(self, status: int, message: str, code: str) -> None:
+        """Write a whole response, where there is no request to answer, unless one is being answered."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        body = json.dumps({"error": error_body(status, message, code)}).encode()
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json"
+        head += f"\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        self.transport.write(head.encode() + body)
+        self.desk.metrics.errors.labels(code).inc()
 
 
 def timed_protocol(desk: Desk) -> type[TimedProtocol]:

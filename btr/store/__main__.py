@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from btr import __version__
 from btr.command import Parser, check_least, run_command
 from btr.errors import InputError
-from btr.progress import say
+from btr.progress import Progress, say
 from btr.retrieve import indexed
 from btr.storage import Store, StoreError, living
 from btr.storage import merge as merging
@@ -44,7 +43,6 @@ COUNTED = {
 }
 DENSE = "dense"  # folder of a dense index, as in `btr.retrieve.fusion`
 SHOWN = 20  # problems that `verify` prints before it only counts
-PERIOD = 5.0  # seconds between two lines of progress
 
 
 def account(store: Store) -> dict[str, Any]:
@@ -109,11 +107,13 @@ def verify(arguments: argparse.Namespace) -> int:
     shown: list[str] = []
     number = 0
     with Store.open(arguments.store) as store:
-        for problem in store.verify(report_progress()):
+        report = Progress("verified", 0, store.manifest.ordinals)
+        for problem in store.verify(lambda done, total: report.reach(done)):
             number += 1
             if number <= SHOWN:
                 shown.append(problem)
-                print(f"problem: {problem}", file=sys.stderr, flush=True)
+                say(f"problem: {problem}")
+        report.show(last=True)
         if arguments.json:
             found = {"path": str(store.path), "problems": number, "first_problems": shown}
             print(json.dumps(found, ensure_ascii=False))
@@ -122,22 +122,6 @@ def verify(arguments: argparse.Namespace) -> int:
         else:
             print(f"{store.path}: {len(store):,} passages, {store.manifest.tokens:,} tokens, all sound")
     return 2 if number else 0
-
-
-def report_progress() -> Callable[[int, int], None]:
-    """Return a function that writes passages done, rate and time left to stderr, at most once in a while."""
-    begun = last = time.monotonic()
-
-    def report(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= PERIOD:
-            last, rate = now, done / (now - begun)
-            print(
-                f"{done:,} of {total:,} passages, {rate:,.0f}/s, {(total - done) / rate:,.0f} s left", file=sys.stderr
-            )
-
-    return report
 
 
 def add(arguments: argparse.Namespace) -> int:
@@ -156,8 +140,10 @@ def bring(arguments: argparse.Namespace, replace: bool) -> int:
 
     with edit(arguments.store) as editor:
         a = arguments
-        counts = bring_in(editor, a.corpus, a.limit, a.reader, a.workers, replace)
-        text = ", ".join(f"{count:,} {COUNTED[name]}" for name, count in counts.items() if count) or "nothing to do"
+        mirror = replace and a.mirror
+        counts = bring_in(editor, a.corpus, a.limit, a.reader, a.workers, replace, mirror)
+        words = COUNTED | ({"deleted": "that the corpus does not hold deleted"} if mirror else {})
+        text = ", ".join(f"{count:,} {words[name]}" for name, count in counts.items() if count) or "nothing to do"
         return finish(arguments, editor, counts, text)
 
 
@@ -291,6 +277,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         more("--reader", metavar="R", help="the reader that built the store, if it has moved")
         more("--limit", type=int, metavar="N", help="passages to read; default: all")
         more("--workers", type=int, default=1, metavar="N", help="processes that encode (default %(default)s)")
+        if function is upsert:
+            about = "delete what the corpus does not hold: the store is then as the corpus is"
+            more("--mirror", action="store_true", help=about)
     more = command(delete, "delete passages by id")
     more("ids", nargs="*", metavar="ID", help="ids of passages")
     more("--ids-file", metavar="FILE", help="a file with one id a line; - is standard input")
@@ -303,6 +292,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     command(index, "build the BM25 index anew")
     arguments = parser.parse_args(argv)
     check_least(arguments, 1, "limit", "workers", "passages")
+    if getattr(arguments, "mirror", False) and arguments.limit is not None:
+        raise InputError("--mirror would delete what --limit leaves out; give one of the two")
     return arguments
 
 
@@ -311,6 +302,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = parse(argv)
         return int(arguments.run(arguments))
+    except BrokenPipeError:
+        raise  # the reader of a pipe has had enough
     except (InputError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

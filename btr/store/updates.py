@@ -7,17 +7,18 @@ from pathlib import Path
 
 from bitarray import bitarray
 
-from btr.corpus.passages import Passage, divide
+from btr.corpus.pieces import Passage, divide
 from btr.corpus.statistics import Corpus
+from btr.corpus.tally import complaints
 from btr.errors import InputError
 from btr.precompute.shards import Job, Source, encode_chunk, jobs, write_shards
 from btr.progress import Progress, say
 from btr.reader import Reader
-from btr.storage import BadPassage, Shard
+from btr.storage import BadPassage, Shard, Store
 from btr.storage.living import Editor, compact
 from btr.storage.shard import SHARD, ShardWriter, finished_shard
 from btr.storage.view import Reading
-from btr.store.articles import held, outdated, versions, words_of
+from btr.store.articles import fields_of, held, outdated, versions, words_of
 
 SMALL = 4096  # passages of a shard that `tidy` joins with others
 MANY = 16  # small shards at the end of a store that are left alone
@@ -54,19 +55,21 @@ class Found:
 
 
 def bring(
-    editor: Editor, name: str, limit: int | None, reader: str | None, workers: int, replace: bool
+    editor: Editor, name: str, limit: int | None, reader: str | None, workers: int, replace: bool, mirror: bool = False
 ) -> dict[str, int]:
     """Add the articles of a corpus that the store does not hold; with `replace`, put others in place of its own.
 
-    What the store has of a replaced article, whole or in pieces, and the corpus has no longer, is deleted. Killed, the
-    same call goes on where it stopped. Returns how many were added, replaced, deleted, left out.
+    What the store has of a replaced article, whole or in pieces, and the corpus has no longer, is deleted; with
+    `mirror`, so is whatever else the corpus does not hold. Killed, the same call goes on where it stopped. Returns how
+    many were added, replaced, deleted, left out.
 
     Raises:
         InputError, StoreError: the corpus cannot be read, the reader is another, the store cannot be written.
     """
     manifest = editor.manifest
     options = manifest.options
-    corpus, found = Corpus(name, limit, words_of(editor.manifest)), Found(manifest.ordinals)
+    corpus = Corpus(name, limit, words_of(manifest), fields_of(manifest))
+    found = Found(manifest.ordinals)
     corpus.check()
     source = Source(reader or manifest.reader or None, manifest.k, str(options.get("dtype") or "float32"))
     loaded = source.load()
@@ -74,7 +77,12 @@ def bring(
     with editor.view.read() as reading:
         found.there = set() if replace else versions(corpus, reading)
         survey = corpus.survey(editor.path.parent, lambda passage: found.leaves_out(passage, reading, replace))
-        gone = outdated(corpus, reading, found.replaced | found.same) if replace else []
+        current = found.replaced | found.same
+        gone = outdated(corpus, reading, current) if replace and not mirror else []
+    if mirror:
+        gone = [ordinal for ordinal in Store(editor.path, editor.view).live() if not current[ordinal]]
+    for said in complaints(survey.tally):
+        say(f"warning: {said}")
     origin = ("add", survey.hash, survey.skip.tolist())
     count = -(-survey.passages // manifest.shard_passages)
     folders = editor.folders(count, *origin)
@@ -91,7 +99,7 @@ def bring(
         editor.forget()
     there, same = found.counts["there"], found.counts["same"]
     added = sum(shard.passages for shard in shards) - replaced
-    left = {"there": there, "same": same, "duplicates": len(survey.skip) - there - same, "empty": survey.empty}
+    left = {"there": there, "same": same, "duplicates": len(survey.skip) - there - same, "empty": survey.tally.empty}
     return {"added": added, "replaced": replaced, "deleted": len(gone), **left}
 
 

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ABBREVIATED = (
     "precompute corpus.jsonl --lim 1",
     "serve s.btr --por 0",
+    "mcp s.btr --read x",
     "store latency s.btr --pass 1",
     "train reader --out run --steps 1 --conf default",
     "train tokenizer --text t --out o --siz 9",
@@ -54,6 +55,17 @@ def test_parsers_of_subcommands_take_whole_names_too() -> None:
     made.add_subparsers().add_parser("one").add_argument("--limit")
     with pytest.raises(SystemExit):
         made.parse_args(["one", "--lim", "1"])
+
+
+def test_home_is_found_where_no_shell_puts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    made = Parser()
+    added = made.add_subparsers().add_parser("one")
+    for name in ("path", "--store", "--out", "--word"):
+        added.add_argument(name)
+    found = made.parse_args(["one", "~/a.jsonl", "--store=~/s.btr", "--out", "~", "--word=a~/b"])
+    assert vars(found) == {"path": "/home/ada/a.jsonl", "store": "/home/ada/s.btr", "out": "/home/ada", "word": "a~/b"}
+    assert Parser().parse_known_args(["~ada/x", "x=~/y"])[1] == ["~ada/x", "x=~/y"]
 
 
 def test_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """The one entry point: what it prints, what it hands on, and what it leaves alone."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -34,7 +36,7 @@ def test_no_command_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "hint"),
-    [("serv", "did you mean 'serve'?"), ("xyzzy", "there are: precompute, serve, store, train, retrieve, eval, bench")],
+    [("serv", "did you mean 'serve'?"), ("xyzzy", f"there are: {', '.join(COMMANDS)}")],
 )
 def test_unknown_command_is_bad_input(typed: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([typed]) == 2
@@ -80,6 +82,15 @@ def test_closed_pipe_is_no_error() -> None:
     assert done.stderr == "" and done.returncode in (0, 141)  # 0: all was written before the pipe closed
 
 
+def test_pipe_that_closes_amid_the_work_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: object, *_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("btr.storage.Store.open", closed)
+    with pytest.raises(BrokenPipeError):
+        main(["store", "info", "s.btr"])
+
+
 def test_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def stop() -> int:
         raise KeyboardInterrupt
@@ -87,3 +98,16 @@ def test_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         run_command(stop)
     assert left.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("call", ["-m btr", "-m btr.store", "-m btr.precompute", "-m btr.bench", "-c import\tbtr"])
+def test_system_without_flock_is_told_in_one_line(call: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['fcntl'] = None\n")
+    line = [sys.executable, *(word.replace("\t", " ") for word in call.split(" ")), "--help"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    cause = "btr needs Linux or macOS: its stores use flock; on Windows use WSL\n"
+    if call.startswith("-m"):
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {cause}")
+    else:  # a library does not end the process
+        assert done.stderr.endswith(f"\nImportError: {cause}")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from btr.metrics import bootstrap, exact_match, f1, holds_answer, mean, normalise, retention
+from btr import metrics
+from btr.metrics import LOOKED_AT, bootstrap, exact_match, f1, holds_answer, mean, normalise, retention
 
 
 @pytest.mark.parametrize(
@@ -12,6 +13,16 @@ from btr.metrics import bootstrap, exact_match, f1, holds_answer, mean, normalis
 )  # fmt: skip
 def test_normalise_drops_case_punctuation_articles_and_space(text: str, normal: str) -> None:
     assert normalise(text) == normal
+
+
+def test_no_more_is_looked_at_than_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    made = metrics.unicodedata.normalize
+    monkeypatch.setattr(metrics.unicodedata, "normalize", lambda form, text: seen.append(len(text)) or made(form, text))
+    text = "salt and " * 200_000
+    assert exact_match("salt", [text]) == 0.0 and f1(text, ["salt"]) < 0.01
+    assert holds_answer(text, ["and salt"]) and not holds_answer(text + "pepper", ["pepper"])
+    assert max(seen) == LOOKED_AT
 
 
 def test_exact_match_takes_any_accepted_answer() -> None:

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from btr.words import composed, count_words, end_of_letter, sentences_of, spans_of, split_words
+from btr.words import LETTER_A, composed, count_words, end_of_letter, sentences_of, spans_of, split_words
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,24 @@ def test_words_are_the_same_however_they_are_encoded(text: str, words: list[str]
     assert split_words(text) == words
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
         assert split_words(unicodedata.normalize(form, text)) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("What is vitamin A?", ["what", "is", "vitamin", LETTER_A]),
+        (
+            "vitamin-A and hepatitis A, and a cat",
+            ["vitamin", LETTER_A, "and", "hepatitis", LETTER_A, "and", "a", "cat"],
+        ),
+        ("A cat. A dog! A hen: A fox", ["a", "cat", "a", "dog", "a", "hen", "a", "fox"]),
+        ("Salt\n\nA cat", ["salt", "a", "cat"]),
+        ("Caf\u00e9 A, plan B", ["cafe", LETTER_A, "plan", "b"]),
+        ("the A's and AB", ["the", "a", "and", "ab"]),
+    ],
+)
+def test_letter_is_no_article(text: str, words: list[str]) -> None:
+    assert split_words(text) == words
 
 
 def test_words_to_cut_by_are_characters_where_there_are_no_spaces() -> None:

@@ -13,9 +13,21 @@ from runpy import run_path
 
 import pytest
 
-from btr.storage import Corrupt, DiskFull, Encoded, NotAStore, ReaderMismatch, Store, StoreBusy, StoreError, UnknownId
-from btr.storage.disk import take_lock
+from btr.storage import (
+    Corrupt,
+    DiskFull,
+    Encoded,
+    NotAStore,
+    ReaderMismatch,
+    Settings,
+    Store,
+    StoreBusy,
+    StoreError,
+    UnknownId,
+)
+from btr.storage.disk import cure, take_lock
 from btr.storage.living import compact, edit
+from btr.storage.shard import ShardWriter
 
 Make = Callable[..., Encoded]
 Same = Callable[[Encoded, Encoded], None]
@@ -200,7 +212,7 @@ def test_every_view_is_one_of_the_states_between_changes(store: Store) -> None:
     code = f"""
 import sys
 from runpy import run_path
-from btr.storage.disk import take_lock
+from btr.storage.disk import cure, take_lock
 from btr.storage.living import edit
 make = run_path({str(SCRIPT)!r})
 for turn in range(12):
@@ -343,6 +355,19 @@ def test_a_full_disk_changes_nothing(store: Store, monkeypatch: pytest.MonkeyPat
 
 
 # Damage
+
+
+def test_damaged_shard_to_come_is_no_reason_to_give_up_a_store(store: Store, settings: Callable[..., Settings]) -> None:
+    with edit(store.path) as editor:
+        (folder,) = editor.folders(1, "add")
+        folder.mkdir()
+        (folder / "data.mdb").write_bytes(b"nonsense" * 1000)
+        with pytest.raises(Corrupt) as caught:
+            ShardWriter(folder, settings())
+        assert "delete" not in cure(store.path)
+    assert str(caught.value).endswith(
+        f"; store {store.path} does not use it and is as it was; delete {folder}, and run the command again"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0\0", b"\xff\xff\xff", b"\x07\0\0"])  # the last: three, but others

@@ -1,6 +1,7 @@
 """`python -m btr.store`."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from btr import progress
 from btr.storage import Store
 from btr.store import __main__ as command
 
@@ -53,7 +55,8 @@ def test_info_of_an_empty_store(store: Store, capsys: Capture, write: Callable[.
 def test_verify_says_that_all_is_sound(store: Store, capsys: Capture) -> None:
     assert command.main(["verify", str(store.path)]) == 0
     out, err = capsys.readouterr()
-    assert (out, err) == (f"{store.path}: 20 passages, {store.manifest.tokens} tokens, all sound\n", "")
+    assert out == f"{store.path}: 20 passages, {store.manifest.tokens} tokens, all sound\n"
+    assert re.fullmatch(r"verified 20/20 passages  \S+/s\n", err)
 
 
 def test_verify_exits_2_with_the_problems(store: Store, capsys: Capture) -> None:
@@ -74,11 +77,11 @@ def test_verify_as_json(store: Store, capsys: Capture, monkeypatch: pytest.Monke
 
 
 def test_verify_reports_progress(store: Store, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "PERIOD", 0.0)
+    monkeypatch.setattr(progress, "PLAIN", 0.0)
     assert command.main(["verify", str(store.path)]) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3
-    assert lines[0].startswith("8 of 20 passages, ") and lines[-1].endswith("/s, 0 s left")
+    assert len(lines) == 4
+    assert lines[0].startswith("verified 8/20 passages  ") and lines[-2].endswith("/s  0 s left")
 
 
 def test_a_mistake_is_one_line_and_exit_2(store: Store) -> None:

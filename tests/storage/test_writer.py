@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 
 from btr.storage import (
     BadPassage,
+    Building,
     Corrupt,
     DiskFull,
     Encoded,
@@ -116,8 +117,32 @@ def test_settings_must_be_the_same(tmp_path: Path, settings: SettingsFor) -> Non
         StoreWriter.create_or_resume(path, settings(k=8, options={"limit": 5}))
     assert str(caught.value) == (
         f"{building(path)} was begun with k 9, now 8; options {{'limit': None, 'words': 100}}, now {{'limit': 5}}: "
-        "use the same settings, or --no-resume to delete it and start afresh"
+        "use the same settings, or build under another name; --no-resume would delete it and start afresh"
     )
+
+
+OTHER = {  # a value of every setting that a build depends on
+    "fingerprint": "91bc" * 16, "tokenizer_hash": "91bc", "k": 8, "D": 64, "vocab_size": 900, "max_passage_tokens": 99,
+    "corpus_hash": "91bc", "width": 96, "passages_per_block": 4, "shard_passages": 7,
+    "options": {"limit": 6, "words": 100},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_each_setting_is_one_that_a_build_depends_on(tmp_path: Path, settings: SettingsFor, name: str) -> None:
+    """What is resumed, and the shards' names, by which a worker finds what a killed one has written."""
+    path, mine, other = tmp_path / "s", settings(), settings(**{name: OTHER[name]})
+    StoreWriter.create_or_resume(path, mine).close()
+    with pytest.raises(ResumeMismatch, match=rf"was begun with {name} .*, now .*: use the same settings"):
+        StoreWriter.create_or_resume(path, other)
+    with Building.create_or_resume(path, mine) as begun:
+        first = begun.folder(0)
+    with Building.create_or_resume(path, other, resume=False) as begun:
+        assert begun.folder(0) != first
+
+
+def test_every_setting_is_tried() -> None:
+    assert {field.name for field in fields(Settings)} == {*OTHER, "corpus", "reader"}
 
 
 def test_names_may_change(tmp_path: Path, settings: SettingsFor) -> None:
@@ -138,7 +163,8 @@ def test_data_without_settings(tmp_path: Path, settings: SettingsFor) -> None:
     path = tmp_path / "s"
     StoreWriter.create_or_resume(path, settings()).close()
     (building(path) / "settings.json").unlink()
-    with pytest.raises(Corrupt, match=r"has data but no settings.json: --no-resume"):
+    (tmp_path / "manifest.json").touch()  # of something else
+    with pytest.raises(Corrupt, match=r"has data but no settings.json; build under another name; --no-resume"):
         StoreWriter.create_or_resume(path, settings())
     StoreWriter.create_or_resume(path, settings(), resume=False).close()
 
@@ -147,7 +173,7 @@ def test_damaged_data_is_not_resumed(tmp_path: Path, settings: SettingsFor) -> N
     path = tmp_path / "s"
     StoreWriter.create_or_resume(path, settings()).close()
     data(building(path)).write_bytes(b"nonsense" * 1000)
-    with pytest.raises(Corrupt, match=r"--no-resume deletes it and starts afresh"):
+    with pytest.raises(Corrupt, match=r"build under another name; --no-resume would delete it and start afresh"):
         StoreWriter.create_or_resume(path, settings())
 
 
@@ -297,7 +323,7 @@ def test_slack_goes_where_the_disk_has_room_for_a_copy(
 
 def test_a_store_is_not_overwritten_unasked(tmp_path: Path, write: Write, settings: SettingsFor) -> None:
     path = write(tmp_path / "s")
-    with pytest.raises(StoreExists, match=r"exists: choose another path, or replace it with --overwrite"):
+    with pytest.raises(StoreExists, match=r"exists: choose another path; --overwrite would replace it"):
         StoreWriter.create_or_resume(path, settings())
     with StoreWriter.create_or_resume(path, settings(), overwrite=True) as building:
         assert len(Store.open(path)) == 20  # until the new one is finished

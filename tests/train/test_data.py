@@ -40,17 +40,17 @@ def test_questions_without_gold_or_answer_are_left_out() -> None:
     assert from_questions(none) == []
 
 
-def test_questions_without_gold_are_kept_where_they_need_no_answer() -> None:
-    none = [
-        replace(QUESTION, answers=("Peru",)),
+def test_questions_without_answers_keep_the_passage_they_were_asked_of() -> None:
+    asked = [
+        replace(QUESTION, answers=("Peru",)),  # has an answer, which stands in none of its passages
         replace(QUESTION, answers=(), gold=(True, False)),
-        replace(QUESTION, passages=()),
+        replace(QUESTION, answers=()),  # may have one
+        replace(QUESTION, answers=(), passages=()),
         QUESTION,
     ]
-    unanswered, unknown, answered = from_questions(none, answerable=False)
-    assert (unanswered.gold, titles(unanswered.others)) == ((), ["Amazon", "Nile"])
-    assert (unknown.gold, titles(unknown.others)) == ((), ["Amazon", "Nile"])
-    assert answered == from_questions([QUESTION])[0]
+    unanswerable, answered = from_questions(asked, answerable=False)
+    assert (unanswerable.answers, titles(unanswerable.gold), titles(unanswerable.others)) == ((), ["Amazon"], ["Nile"])
+    assert [answered] == from_questions(asked)
 
 
 def test_answer_is_one_that_the_gold_passage_holds(rng: random.Random) -> None:

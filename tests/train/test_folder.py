@@ -39,7 +39,7 @@ def test_what_is_saved_is_loaded(folder: RunFolder) -> None:
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"batch": 8}, "made with batch 16, this run has batch 8; use the same settings, or --no-resume"),
+        ({"batch": 8}, "made with batch 16, this run has batch 8; use the same settings or another --out"),
         (
             {"questions": ["nq.jsonl of 6 bytes=1"]},
             "made with questions ['nq.jsonl of 5 bytes=1'], this run has questions ['nq.jsonl of 6 bytes=1'];",

@@ -202,7 +202,7 @@ def test_weights_of_the_stage_count(make_trainer: MakeTrainer) -> None:
 
 def test_run_with_another_schedule_is_refused(make_trainer: MakeTrainer) -> None:
     make_trainer(learning_rate=1e-3, seed=1).save()
-    expected = "made with learning_rate 0.001, seed 1, this run has learning_rate 0.002, seed 2; .* or --no-resume"
+    expected = "made with learning_rate 0.001, seed 1, this run has learning_rate 0.002, seed 2; .* --no-resume"
     with pytest.raises(InputError, match=expected):
         make_trainer(learning_rate=2e-3, seed=2).resume()
     with pytest.raises(InputError, match=r"made with stage reader, modes full=1, .*, this run has stage binarized, "):

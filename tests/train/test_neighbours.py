@@ -65,6 +65,14 @@ def test_pieces_of_a_long_gold_passage_are_gold_where_they_hold_the_answer() -> 
     assert [good for _, good in own_passages(short)] == [True]  # whole passages need not hold the answer
 
 
+def test_passages_that_an_unanswerable_question_was_asked_of_are_gold_in_all_their_pieces() -> None:
+    long = Passage("l", "Nile", " ".join(["word"] * 150))
+    question = Question("1", "Where does the Nile begin?", (), (GOLD, long), (False, False))
+    expected = [("g:0", True), ("l:0", True), ("l:1", True), ("n1", False), ("n2", False), ("n4", False)]
+    assert marks(with_neighbours(question, NEAR)) == expected
+    assert marks(with_neighbours(Question("1", "Where?", ()), NEAR[:1])) == [("n1", False)]
+
+
 def write(path: Path, records: list[dict[str, Any]]) -> str:
     path.write_text("\n".join(json.dumps(record) for record in records))
     return str(path)

@@ -167,6 +167,18 @@ CLAIM = {
 CHOICE = {"question": "What is salt?", "options": {"A": "mice", "B": "a mineral"}, "answer": "B"}
 
 
+def test_unanswerable_questions_are_learnt_where_their_passage_is_marked(bert_folder: Path, tmp_path: Path) -> None:
+    ctxs = [{"title": "t", "text": "The answer is forty.", "is_gold": True}]
+    path = write(tmp_path / "q.jsonl", {"question": "what is fifty", "answers": [], "ctxs": ctxs})
+    tokenizer = load_tokenizer(bert_folder)
+    batch = draws(tokenizer, True, "--questions", path, "--passages", "1")(0)
+    assert isinstance(batch, SpanBatch)
+    assert asked_in(tokenizer, batch) == ["what is fifty"] * 2
+    assert batch.targets[:, 0].tolist() == [[0, 0], [64, 64]] or batch.targets[:, 0].tolist() == [[0, 0]] * 2
+    with pytest.raises(InputError, match="no question with answers"):
+        draws(tokenizer, False, "--questions", path)
+
+
 @pytest.mark.parametrize(("record", "answers"), [(CLAIM, {"supports"}), (CHOICE, {"A", "B"})])
 def test_claims_and_choices_are_learnt_as_they_are_asked(
     tiny_tokenizer: Tokenizer, tmp_path: Path, record: dict[str, Any], answers: set[str]

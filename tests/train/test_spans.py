@@ -182,10 +182,14 @@ def test_source_leaves_gold_out_in_its_share_and_what_holds_the_answer_too(rng: 
     assert any(gold for _, _, gold in few.draw(rng).passages)  # nothing else to show
 
 
-def test_source_keeps_questions_that_nothing_answers(rng: random.Random) -> None:
-    example = SpanSource([replace(ASKED, gold=())], 3).draw(rng)
-    assert len(example.passages) == 3 and not any(gold for _, _, gold in example.passages)
-    assert SpanSource([replace(ASKED, gold=(), others=())], 3).draw(rng).passages == ()
+def test_source_reads_unanswerable_questions_with_what_they_were_asked_of(
+    rng: random.Random, pieces: Tokenizer
+) -> None:
+    asked = replace(ASKED, answers=(), gold=ASKED.gold[:1])
+    for _ in range(20):
+        example = SpanSource([asked], 3, unanswerable=1.0).draw(rng)
+        assert len(example.passages) == 3 and [title for title, _, gold in example.passages if gold] == ["gold"]
+        assert list(told(collate(pieces, example, passages=3), pieces, 0)) == ["[CLS]"] * 3
 
 
 def test_source_crops_around_an_answer(rng: random.Random) -> None:

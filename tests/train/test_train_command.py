@@ -80,7 +80,8 @@ def test_finished_run_is_not_taken_again(
     assert (tmp_path / "metrics.jsonl").read_text() == first == (runs / "reader" / "metrics.jsonl").read_text()
     assert main(["reader", *new, "--learning-rate", "0.5"]) == 2
     assert capsys.readouterr().err.endswith(
-        "made with learning_rate 0.001, this run has learning_rate 0.5; use the same settings, or --no-resume\n"
+        "made with learning_rate 0.001, this run has learning_rate 0.5; "
+        "use the same settings or another --out; --no-resume starts afresh\n"
     )
     assert main(["reader", *new, "--seed", "1", "--no-resume"]) == 0
     assert "starting: reader" in capsys.readouterr().err
@@ -201,7 +202,7 @@ def test_run_with_other_batches_is_refused(
     ):
         assert main([*given, *SHAPE, "--steps", "1", *more]) == 2
         said = capsys.readouterr().err.splitlines()[-1]
-        assert f"was made with {made}, this run has {wanted}; use the same settings, or --no-resume" in said
+        assert f"was made with {made}, this run has {wanted}; use the same settings or another --out" in said
 
 
 def test_recipe_without_stages_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

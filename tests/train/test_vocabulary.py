@@ -144,7 +144,7 @@ def test_transformers_reads_the_folder(
 
 
 def test_out_is_never_written_over(bert: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is there already; remove it, or give another name"):
+    with pytest.raises(InputError, match="is there already; give another name"):
         trim(bert, [], 300, tmp_path)
 
 

@@ -63,10 +63,10 @@ class Embedding:
         plan = Plan(retriever, encoder.fingerprint, encoder.dimension, codes, dtype=dtype, scaled=scaled)
         return cls(encoder, plan)
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of a passage, with scales."""
-        return self.plan.codes * (8 * -(-self.plan.dimension // 64) + 2)
+    def expected(self, passages: int) -> int:
+        """Return the bytes of the index of so many passages, about: their codes, with scales, and the rotation."""
+        D = self.plan.dimension
+        return passages * self.plan.codes * (8 * -(-D // 64) + 2) + 4 * D * D
 
     def write(self, folder: Path, passages: Callable[[], Iterator[Passage]], shards: Sequence[Shard]) -> None:
         """Write FOLDER/dense, and what is searched; a killed run is gone on with.
@@ -77,19 +77,15 @@ class Embedding:
             InputError: the corpus changed, or a killed run embedded otherwise; the disk is full.
         """
         total = sum(shard.passages for shard in shards)
-        began = DenseWriter.create_or_resume(folder / DENSE, self.plan).done
-        report = Progress("embedded", began, total)
+        report = Progress("embedded", 0, total)
 
         def chunks(first: int) -> Iterator[list[Passage]]:
             rest = itertools.islice(passages(), first, None)
             while chunk := list(itertools.islice(rest, CHUNK)):
                 yield chunk
 
-        def show(first: int, held: int) -> None:
-            report(held - report.done)
-
         try:
-            count = build(self.encoder, self.plan, folder, chunks, show, shards_of(shards))
+            count = build(self.encoder, self.plan, folder, chunks, report, shards_of(shards))
         except OSError as error:
             cure = "if the disk is full, make room; then run the same command again, it goes on where it stopped"
             raise InputError(f"{folder / DENSE}: cannot be written ({error.strerror or error}); {cure}") from error
@@ -101,9 +97,9 @@ class Embedding:
 
 def build(
     encoder: Encoder, plan: Plan, out: Path, chunks: Callable[[int], Iterator[list[Passage]]],
-    report: Callable[[int, int], None], shards: Shards | None = None,
+    report: Progress, shards: Shards | None = None,
 ) -> int:  # fmt: skip
-    """Write OUT/dense; chunks: the passages from a place on; report: passages done before, passages done now.
+    """Write OUT/dense; chunks: the passages from a place on.
 
     shards: of the store that the passages come from. To an index that is there, what the store got since is added.
 
@@ -117,8 +113,9 @@ def build(
     if shards is not None:
         check_shards(writer.path, writer.shards, first, shards)
         writer.shards = shards
+    report.first = report.done = first
     for chunk in chunks(first):
         writer.append(chunk, encoder)
-        report(first, writer.held)
+        report.reach(writer.held)
     writer.finish()
     return writer.done

@@ -27,6 +27,7 @@ from btr.model.config import BertConfig, ConfigError
 from btr.model.layout import length_batches, pad, steady
 from btr.model.parameter_names import bert_tensors, fit_bert
 from btr.model.weights import read_json, read_tensors, resolve
+from btr.words import WIDEST
 
 Kind = Literal["query", "passage"]
 
@@ -129,7 +130,8 @@ class Encoder:
         """Return the ids of each text, cut to the recipe's length."""
         recipe = self.model.recipe
         prompt = recipe.query_prompt if kind == "query" else recipe.passage_prompt
-        return [row.ids for row in self.tokenizer.encode_batch([prompt + text for text in texts])]
+        most = WIDEST * recipe.max_tokens
+        return [row.ids for row in self.tokenizer.encode_batch([prompt + text[:most] for text in texts])]
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str], kind: Kind = "query") -> NDArray[np.float32]:

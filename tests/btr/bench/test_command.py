@@ -38,7 +38,11 @@ SIZES = ["--passage-tokens", "12", "--question-tokens", "5", "--new-tokens", "3"
 
 def figures_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     assert bench.main([*SIZES, *arguments, "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    found: dict[str, Any] = json.loads(out)
+    for size in found["sizes"]:  # runs: one, and one that is not counted
+        answers = 2 * len(size["rows"])
+        assert f"{size['passages']} passages: {answers}/{answers} answers  " in err
     return found
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from btr.corpus.passages import Passage, Question, Tally, cut_text, read_passages, read_questions
+from btr.corpus.passages import Question, read_passages, read_questions
+from btr.corpus.pieces import Passage
+from btr.corpus.tally import Tally
 from btr.errors import InputError
-from btr.words import count_words
 
 OWL = Passage("1", "Owl", "Owls hunt\n at  night.")
 HEN = Passage("x2", "", 'The hen said "no".')
@@ -137,6 +136,9 @@ def test_corpus_passages_under_other_names(tmp_path: Path, fields: dict[str, obj
         ({"answers": {"text": ["red", "red", "blue"], "answer_start": [1, 1, 2]}}, ("red", "blue")),
         ({"answers": [{"text": "red", "answer_start": 1}]}, ("red",)),
         ({"answer": {"value": "Yemen", "aliases": ["Yemen", "YE"], "type": "x"}}, ("Yemen", "YE")),
+        ({"answers": ["seems right"], "unanswerable": True}, ()),
+        ({"answers": ["right"], "unanswerable": False, "is_impossible": False}, ("right",)),
+        ({"answers": {"text": ["seems right"]}, "is_impossible": True}, ()),
     ],
 )
 def test_corpus_answers_as_data_sets_have_them(
@@ -182,27 +184,6 @@ def test_corpus_is_read_as_it_is_asked_for(tmp_path: Path) -> None:
     assert [next(passages).id for _ in range(999)] == [str(n) for n in range(999)]
     with pytest.raises(InputError, match="file:1000: no field 'text'"):
         next(passages)
-
-
-# A word of any script, set between any white space.
-BLANKS = st.text("\t\n \u3000\u2029", min_size=1, max_size=3)
-TEXTS = st.lists(st.tuples(BLANKS, st.text("aé語.'", min_size=1, max_size=4)), max_size=60).map(
-    lambda pairs: "".join(blank + word for blank, word in pairs) + "\n"
-)
-
-
-@given(TEXTS, st.integers(1, 12))
-def test_corpus_cutting_loses_nothing(text: str, words: int) -> None:
-    pieces = cut_text(text, words)
-    assert "".join("".join(pieces).split()) == "".join(text.split())
-    position = 0
-    for piece in pieces:  # each stands in the text as it was, white space included
-        position = text.index(piece, position) + len(piece)
-        assert piece == piece.strip()
-    sizes = [count_words(piece) for piece in pieces]
-    assert all(size == words for size in sizes[:-1])
-    if len(pieces) > 1:
-        assert words * 0.2 <= sizes[-1] < words * 1.2
 
 
 @pytest.mark.parametrize(
@@ -395,3 +376,16 @@ def test_corpus_question_folder(tmp_path: Path, name: str) -> None:
 def test_corpus_refuses_questions_with_file_and_line(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(f"{tmp_path}/{message}")):
         list(read_questions(write(tmp_path / "file", content)))
+
+
+def test_corpus_fields_of_any_name(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "file", lines({"key": 1, "head": "Owl", "body": OWL.text, "text": "no"}, {"key": 2, "body": ""})
+    )
+    tally = Tally()
+    assert list(read_passages(path, fields=("key", "head", "body"), tally=tally)) == [OWL] and tally.empty == 1
+    assert list(read_passages(path, fields=("key", "", "body"))) == [Passage("1", "", OWL.text)]
+    with pytest.raises(InputError, match=r"file:1: no field 'nr' \(it has key, head, body, text\)"):
+        list(read_passages(path, fields=("nr", "head", "body")))
+    with pytest.raises(InputError, match="say with --id, --title and --text which fields they are"):
+        list(read_passages(path))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from btr.corpus import Passage, Question
+from btr.corpus import Passage, Question, read_passages
 from btr.corpus.questions import TASKS, find_file, find_questions, prompt, query
 from btr.errors import InputError
 
@@ -186,3 +186,11 @@ def test_what_the_reader_is_asked() -> None:
     assert prompt(question, "claim") == "claim: Is it?"
     assert prompt(question, "choice") == "Is it? options: (A) yes (B) no"
     assert query(question) == "Is it? yes no"
+
+
+def test_sample_is_named_unless_a_file_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked, held = find_questions("sample"), list(read_passages("sample"))
+    assert (asked.task, len(asked.questions), len(held)) == ("sample", 226, 152)
+    write(tmp_path / "sample", ROWS["squad"])
+    assert len(find_questions("sample").questions) == 1

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from btr.eval.figures import Run, describe, percent, recall, table
+from btr.eval.figures import Run, describe, recall, table
+from btr.metrics import percent
 from btr.model.config import Mode
 
 FULL = [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]  # 4 of 8
@@ -46,13 +47,13 @@ def test_nothing_to_retain_is_no_figure() -> None:
     assert rows[1]["retention"] is None and rows[1]["difference"][0] == 50.0
 
 
-def test_questions_that_could_not_be_read_are_counted_and_take_no_time() -> None:
+def test_questions_that_were_cut_are_counted_and_those_not_read_take_no_time() -> None:
     run = make_run([1.0, 0.0], "full")
     del run.predictions[1]["seconds"]
-    run.predictions[1]["unread"] = "too long"
+    run.predictions[1]["cut"] = "who sits"
     row = describe([run], ("em",), None)[0]
-    assert row["unread"] == 1 and row["em"][0] == 50.0 and row["questions_per_second"] == 4.0
-    assert "counted as wrong: 1 in full" in table(make_figures([row]))
+    assert row["cut"] == 1 and row["em"][0] == 50.0 and row["questions_per_second"] == 4.0
+    assert "the last words alone were read: 1 in full" in table(make_figures([row]))
 
 
 def test_fewer_passages_than_asked_are_told() -> None:

@@ -1,5 +1,6 @@
 """Questions without answers in an evaluation: right where a span reader gives none."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +36,8 @@ def test_silence_is_right_where_there_is_no_answer(
 ) -> None:
     answer = Reader.answer
 
-    def doubting(self: Reader, question: str, *args: Any) -> Answer:
-        return replace(answer(self, question, *args), text="Ada Berg", no_answer=SURE[question])
+    def doubting(self: Reader, question: str, *args: Any, **settings: Any) -> Answer:
+        return replace(answer(self, question, *args, **settings), text="Ada Berg", no_answer=SURE[question])
 
     monkeypatch.setattr(Reader, "answer", doubting)
     assert evaluate(file, span_reader, "--json") == 0
@@ -45,9 +46,13 @@ def test_silence_is_right_where_there_is_no_answer(
     (row,) = figures["rows"]
     assert (row["questions"], row["em"][0], row["found"][0]) == (2, 50.0, 50.0)
     assert (row["no_answer"][0], row["refused"][0]) == (50.0, 50.0)
+    known = row["abstention"]
+    assert (known["above"], known["best_above"], known["em"][0], known["best_em"][0]) == (0.5, 0.15, 50.0, 75.0)
+    assert (known["auroc"][0], known["coverage"][0]) == (62.5, 25.0)
     assert evaluate(file, span_reader, "--out", str(file.parent / "out.jsonl")) == 0
     out = capsys.readouterr().out
-    assert "2 questions of" in out and "to 2 questions without answers" in out and "no passages: 1" in out
+    assert "2 questions of" in out and "none of 2 questions without answers" in out and "no passages: 1" in out
+    assert "full, silent above 0.5: EM 50.0 [" in out and "; AUROC 62.5 [" in out
     kept = [json.loads(line) for line in (file.parent / "out.jsonl").read_text().splitlines()[1:]]
     assert [(row["question"], row["em"]) for row in kept] == list(zip(SURE, (1.0, 0.0, 1.0, 0.0), strict=True))
 
@@ -59,3 +64,15 @@ def test_reader_that_always_answers_is_not_asked(
     out = capsys.readouterr().out
     assert "2 questions of" in out and "this reader always answers or they have no passages: 3" in out
     assert "no answer:" not in out
+
+
+def test_best_guess_is_scored_whatever_the_reader_abstains_from(file: Path, span_reader: Reader) -> None:
+    shy = copy.deepcopy(span_reader)
+    shy.model.config = replace(shy.model.config, no_answer_above=0.0)
+    found = []
+    for reader in (span_reader, shy):
+        out = file.parent / f"{reader.no_answer_above}.jsonl"
+        assert evaluate(file, reader, "--out", str(out)) == 0
+        rows = [json.loads(line) for line in out.read_text().splitlines()[1:]]
+        found.append([(row["answer"], row["em"], row["f1"]) for row in rows])
+    assert found[0] == found[1] and all(answer for answer, _, _ in found[0])

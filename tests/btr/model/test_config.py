@@ -83,6 +83,12 @@ def test_reader_config_goes_to_json_and_back() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        (
+            {"no_answer_calibration": [0, 1]},
+            r"no_answer_calibration is \[0, 1\]; use \[slope, intercept\]",
+        ),
+        ({"no_answer_calibration": [1.0]}, r"no_answer_calibration is \[1\.0\]; use"),
+        ({"no_answer_calibration": [1.0, float("nan")]}, r"no_answer_calibration is \[1\.0, nan\]; use"),
         ({"colour": 1, "k": 2}, r"unknown keys in btr_config.json: colour; known: k, calibration, .*format_version"),
         ({"format_version": 2, "colour": 1}, r"format 2 is newer than 1, the newest this btr reads; upgrade btr"),
         ({"calibration": "none"}, r"calibration is 'none'; known: predictive, channel, paper"),

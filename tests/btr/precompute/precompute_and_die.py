@@ -26,15 +26,16 @@ from typing import Any, NoReturn
 
 from btr.corpus import Passage
 from btr.precompute import __main__ as precompute
+from btr.precompute import run as making
 from btr.precompute import shards
 from btr.reader import Reader
 from btr.retrieve import bm25 as retrieve
 from btr.retrieve.dense import build, writer
 
 # Small enough for a corpus of 90 passages to have several of each.
-shards.CHUNK = precompute.INDEXED = build.CHUNK = 16
+shards.CHUNK = making.INDEXED = build.CHUNK = 16
 writer.SAMPLE = 40
-precompute.SHARD_PASSAGES = 40
+making.SHARD_PASSAGES = 40
 retrieve.BM25Writer.create_or_resume.__func__.__kwdefaults__["shard_size"] = 20
 
 
@@ -67,14 +68,20 @@ def run(request: dict[str, Any], out: str, err: str) -> NoReturn:
     for target, stream in ((out, 1), (err, 2)):
         os.dup2(os.open(target, os.O_WRONLY | os.O_CREAT), stream)
     os.chdir(request["cwd"])
-    for key, act in (("die", die), ("fail", fail)):
-        if key in request:
-            patch(*request[key], act)
-    if "free" in request:
-        shutil.disk_usage = lambda path: SimpleNamespace(free=request["free"])
-    if "file_limit" in request:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
-    code = 1
+    estimate, code = making.expected_bytes, 1
+
+    def arm(*given: Any) -> int:
+        expected = estimate(*given)  # what it writes for a moment is no part of the run
+        for key, act in (("die", die), ("fail", fail)):
+            if key in request:
+                patch(*request[key], act)
+        if "free" in request:
+            shutil.disk_usage = lambda path: SimpleNamespace(free=request["free"])
+        if "file_limit" in request:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
+        return expected
+
+    making.expected_bytes = arm
     try:
         code = precompute.main(request["argv"])
     finally:

@@ -19,6 +19,7 @@ import pytest
 from btr.corpus import read_passages
 from btr.corpus import statistics as survey
 from btr.precompute import __main__ as precompute
+from btr.precompute import run as making
 from btr.reader import Reader
 from btr.retrieve.bm25 import BM25
 from btr.storage import Store
@@ -257,7 +258,7 @@ def test_half_an_index_goes_when_none_is_wanted(run: Run, tmp_path: Path) -> Non
 def test_old_store_stays_until_the_new_one_is_whole(run: Run, whole: SimpleNamespace, tmp_path: Path) -> None:
     assert run("--limit", "9").code == 0
     old = manifest(tmp_path / "made.btr")
-    assert_refused(run(), "made.btr exists; give another --store, or --overwrite")
+    assert_refused(run(), "btr.store upsert")
     assert run("--overwrite", die=("btr.storage:Building.finish", 1)).code == -signal.SIGKILL
     assert manifest(tmp_path / "made.btr") == old
     assert run("--overwrite").code == 0
@@ -270,7 +271,7 @@ def test_corpus_that_changes_while_it_is_read_is_refused(
     write_corpus(tmp_path / "made.jsonl")
     counts = iter((None, None, 90, None))  # to look whether it is there, survey, encode, index
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(precompute, "load", lambda options: tiny_reader)
+    monkeypatch.setattr(making, "load", lambda options: tiny_reader)
     monkeypatch.setattr(
         survey, "read_passages", lambda path, **how: read_passages(path, **(how | {"limit": next(counts)}))
     )
@@ -309,7 +310,7 @@ CORPORA = {
     "latin.jsonl": make_line(1).encode() + b'\n{"id": "b", "title": "", "text": "caf\xe9"}\n',
     "broken.jsonl": f'{make_line(1)}\n\n{make_line(2)}\n{{"id": "c", "text"'.encode(),
     "long_id.jsonl": json.dumps({"id": "x" * 512, "title": "", "text": "word"}).encode(),
-    "notes.txt": b"no table\n",
+    "notes.tsv": b"no table\n",
 }
 
 
@@ -321,7 +322,7 @@ CORPORA = {
         ("latin.jsonl", [], "latin.jsonl:2: not UTF-8 (byte 0xe9"),
         ("broken.jsonl", [], "broken.jsonl:4: not JSON"),
         ("long_id.jsonl", [], "has 512 bytes of UTF-8"),
-        ("notes.txt", [], "notes.txt:1: neither JSON nor a table"),
+        ("notes.tsv", [], "notes.tsv:1: neither JSON nor a table"),
         ("folder", [], "a folder without a file"),
         ("pipe", [], "neither a file nor a folder"),
         ("no such corpus", [], "No such file or directory"),

@@ -19,6 +19,7 @@ import pytest
 from btr.corpus.statistics import Corpus, Cursor
 from btr.errors import InputError
 from btr.precompute import __main__ as precompute
+from btr.precompute import run as making
 from btr.precompute import workers
 from btr.precompute.shards import Source, jobs, write_shard
 from btr.reader import Reader
@@ -141,7 +142,7 @@ def test_a_damaged_shard_of_a_killed_run_is_written_anew(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(precompute.Building, "finish", stop)
+        patch.setattr(making.Building, "finish", stop)
         assert precompute.main(command("three", "--no-index")) == 130
     data = sorted((folder / "three.building" / "shards").glob("*/data.mdb"))[2]
     content_before = bytearray(data.read_bytes())
@@ -173,7 +174,7 @@ def test_a_dry_run_needs_but_a_passage(tmp_path: Path, reader_folder: Path, caps
 
 def test_ray_comes_to_the_same_store(folder: Path, command: Callable[..., list[str]], content: str) -> None:
     """On a cluster of one machine, in a process of its own: Ray's threads and warnings are not for the suite."""
-    pytest.importorskip("ray", reason="an optional extra: pip install 'btr[ray]'", exc_type=ImportError)
+    pytest.importorskip("ray", reason="an optional extra: pip install 'btr-reader[ray]'", exc_type=ImportError)
     argv = [sys.executable, "-m", "btr.precompute"]
     argv += command("ray", "--engine", "ray", "--workers", "2", "--no-index")
     done = subprocess.run(argv, capture_output=True, text=True, timeout=WAIT)

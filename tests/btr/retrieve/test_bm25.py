@@ -126,6 +126,13 @@ def test_retrieve_last_small_shard_is_not_at_a_loss(tmp_path: Path) -> None:
     assert scores.min() > 0.8 * scores.max()
 
 
+def test_letter_is_found_and_an_article_is_not(tmp_path: Path) -> None:
+    texts = ("A cat. A hen has a vitamin D.", "Eyes need vitamin A to see.", "Vitamin K is a vitamin too.")
+    index = BM25.open(build(tmp_path / "index", [Passage("", "Salt", text) for text in texts]))
+    (found, _), (article, _) = index.search(["What is vitamin A?", "A"], 3)
+    assert found[0] == 1 and len(found) == 3 and len(article) == 0
+
+
 def test_retrieve_words_are_lower_case_without_stopwords(tmp_path: Path) -> None:
     passages = [Passage("a", "Barn OWL", "It hunts."), Passage("b", "", "The of and"), Passage("c", "", "Élan, naïve!")]
     index = BM25.open(build(tmp_path / "index", passages))

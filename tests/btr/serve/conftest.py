@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from btr.errors import InputError
-from btr.reader.answer import Span
+from btr.reader.answer import Answer, Span
 from btr.serve import Desk, Library, Service, Settings, create_app
 from btr.serve.keys import Keys
 from btr.serve.server import bind, make_config
@@ -99,7 +99,8 @@ class FakeReader:
     name = "double"
     family = "generative"
     fingerprint = "f" * 16
-    config = SimpleNamespace(passages=3, max_passage_tokens=160)
+    config = SimpleNamespace(passages=3, max_passage_tokens=160, max_question_tokens=64)
+    no_answer_above: float | None = None
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Any, str, int]] = []
@@ -126,7 +127,9 @@ class FakeReader:
         merge: object,
         prune: int,
         listener: Any = None,
-    ) -> list[SimpleNamespace]:
+        no_answer_above: float | None = None,
+    ) -> list[Answer]:
+        assert no_answer_above == 1.0  # the service itself decides
         self.batches.append(list(questions))
         self.during()
         assert self.gate.wait(WAIT)
@@ -136,14 +139,14 @@ class FakeReader:
         assert self.end.wait(WAIT)
         return [self.answer(*pair, mode, max_new_tokens) for pair in zip(questions, sources, strict=True)]
 
-    def answer(self, question: str, source: Any, mode: str, max_new_tokens: int) -> SimpleNamespace:
+    def answer(self, question: str, source: Any, mode: Any, max_new_tokens: int) -> Answer:
         self.asked.append((question, source, mode, max_new_tokens))
         count = len(source)
         evidence = np.full(count, 0.4 / max(count - 1, 1), np.float32)
         evidence[min(1, count - 1)] = 0.6
         timings = {"tokenize": 0.001, "expand": 0.002, "look": 0.006, "encode": 0.003, "merge": 0.004, "decode": 0.005}
-        attention = [np.zeros(TOKENS, np.float32)] * count
-        return SimpleNamespace(
+        attention = (np.zeros(TOKENS, np.float32),) * count
+        return Answer(
             text="Ada Berg", score=-0.25, timings=timings, mode=mode, evidence=evidence, token_evidence=attention,
             span=self.span, read=count, no_answer=None if self.span is None else 0.25, tokens=(7, 8),
         )  # fmt: skip

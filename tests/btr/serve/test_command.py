@@ -63,9 +63,10 @@ def complaint(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def test_missing_store_says_how_to_make_it(complaint: Complaint) -> None:
-    assert complaint() == "error: no store at corpus.btr; make it with: python -m btr.precompute corpus\n"
-    cure = "python -m btr.precompute CORPUS --store 'my store'"
-    assert complaint("my store") == f"error: no store at my store; make it with: {cure}\n"
+    make = "make it with: python -m btr.precompute CORPUS --store"
+    where = "(CORPUS: your files, or sample)"
+    assert complaint() == f"error: no store at corpus.btr; {make} corpus.btr {where}\n"
+    assert complaint("my store") == f"error: no store at my store; {make} 'my store'\n"
 
 
 @pytest.mark.parametrize(
@@ -121,6 +122,16 @@ def test_port_in_use_is_refused(complaint: Complaint) -> None:
         port = taken.getsockname()[1]
         error = complaint("whole", "--port", str(port))
     assert error.startswith(f"error: cannot listen on 127.0.0.1:{port}: ") and error.count("\n") == 1
+
+
+def test_settings_are_checked_while_the_port_is_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["whole", "--dry-run", "--port", str(taken.getsockname()[1])]) == 0
+    assert json.loads(capsys.readouterr().out)["store"] == "whole"
+    assert main(["nowhere", "--dry-run"]) == 2
 
 
 def test_port_taken_while_the_reader_loads_is_refused(complaint: Complaint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from btr.mcp.__main__ import parse as parse_mcp
+
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "examples"
 
@@ -29,6 +31,11 @@ def run(*words: str) -> str:
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=bare, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def run_code(code: str) -> str:
+    """Run code that imports examples as modules, and return what it printed."""
+    return run(sys.executable, "-c", f"import sys; sys.path.insert(0, {str(EXAMPLES)!r})\n{code}")
 
 
 QUESTION = "Who built the lighthouse?"
@@ -53,7 +60,48 @@ def test_haystack_component(url: str) -> None:
     """Run the class of haystack_component.py by itself."""
     pytest.importorskip("haystack", reason="Haystack is not installed (pip install haystack-ai)")
     asking = "from haystack_component import BTRReader; print(BTRReader(%r).run(%r)['answer'])"
-    assert run(sys.executable, "-c", f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); {asking % (url, QUESTION)}")
+    assert run_code(asking % (url, QUESTION))
+
+
+def test_langchain_reader(url: str) -> None:
+    """Ask the double through a chain of langchain_reader.py: what the retriever finds is what is read and cited."""
+    pytest.importorskip("langchain_core", reason="LangChain is not installed (pip install langchain-core)")
+    lines = run_code(f"""
+from functools import partial
+from langchain_core.runnables import RunnableLambda, RunnablePassthrough
+from langchain_reader import BTRRetriever, read
+retriever = BTRRetriever(url={url!r}, top=2)
+for document in retriever.invoke({QUESTION!r}):
+    print(document.id, document.metadata["title"], round(document.metadata["evidence"], 1))
+chain = {{"question": RunnablePassthrough(), "documents": retriever}} | RunnableLambda(partial(read, url={url!r}))
+print(*chain.invoke({QUESTION!r}).values())
+""").splitlines()
+    assert lines == ["p2 Lighthouses 0.6", "p3 Winds 0.4", "Ada Berg None None"]
+
+
+def test_llama_index_query_engine(url: str) -> None:
+    """Ask the engine of llama_index_query_engine.py about the store, and about a node of one's own."""
+    pytest.importorskip("llama_index.core", reason="LlamaIndex is not installed (pip install llama-index-core)")
+    lines = run_code(f"""
+from llama_index.core.retrievers import BaseRetriever
+from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index_query_engine import BTRQueryEngine
+class Own(BaseRetriever):
+    def _retrieve(self, query):
+        return [NodeWithScore(node=TextNode(id_="own", text="Ada Berg built it."))]
+for engine in (BTRQueryEngine(url={url!r}, top=2), BTRQueryEngine(url={url!r}, retriever=Own())):
+    response = engine.query({QUESTION!r})
+    print(response, [(one.node_id, round(one.score, 1)) for one in response.source_nodes], response.metadata)
+""").splitlines()
+    told = "{'citation': None, 'no_answer': None}"
+    assert lines == [f"Ada Berg [('p2', 0.6), ('p3', 0.4)] {told}", f"Ada Berg [('own', 0.6)] {told}"]
+
+
+def test_mcp_configuration_starts_a_command_that_there_is() -> None:
+    [server] = json.loads((EXAMPLES / "mcp.json").read_text(encoding="utf-8"))["mcpServers"].values()
+    command, *words = server["args"]
+    assert (server["command"], command) == ("btr", "mcp")
+    assert parse_mcp(words).store == Path(words[0])
 
 
 def test_load(url: str) -> None:

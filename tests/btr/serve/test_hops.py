@@ -3,12 +3,14 @@
 import http.client
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from btr.reader.answer import Answer
 from btr.serve import Desk
 
 ADA, SECOND = "Ada\n Berg built the first lighthouse; ADA-BERG lamps 🚢 followed.", "A harbour wall, drawn by Ada Berg,"
@@ -41,12 +43,11 @@ def desk_(kit: Any, reader: Any, index: Following) -> Desk:
     """A desk whose reader has its evidence in the first word of the second passage."""
     answer = reader.answer
 
-    def told(question: str, source: Any, mode: str, most: int) -> SimpleNamespace:
+    def told(question: str, source: Any, mode: str, most: int) -> Answer:
         found = answer(question, source, mode, most)
         evidence = [np.zeros(kit.TOKENS, np.float32) for _ in range(len(source))]
         evidence[-1][1] = 1.0
-        found.token_evidence = evidence
-        return found
+        return replace(found, token_evidence=tuple(evidence))
 
     reader.answer = told
     reader.passage_ids = lambda passages: ([[0] * kit.TOKENS for _ in passages], 0)
@@ -120,8 +121,8 @@ def test_nothing_found_is_no_answer(kit: Any, port: int) -> None:
 @pytest.mark.parametrize(
     ("request_", "status", "message"),
     [
-        ({"hops": 0}, 422, "greater than or equal to 1"),
-        ({"hops": 9}, 422, "less than or equal to 8"),
+        ({"hops": 0}, 422, "hops: a number of at least 1"),
+        ({"hops": 9}, 422, "hops: a number of at most 8"),
         ({"hops": 2, "ids": ["p1"]}, 400, "hops search the store; leave out ids, or hops"),
         ({"hops": 2, "passages": [{"text": "a"}]}, 400, "hops search the store; leave out passages, or hops"),
     ],

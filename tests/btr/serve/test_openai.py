@@ -75,7 +75,7 @@ def test_models_are_listed(client: Any) -> None:
     ("call", "error", "code"),
     [
         ({"model": "other", "messages": said("Who?")}, openai.NotFoundError, "model_not_found"),
-        ({"model": "double", "messages": said("Who?"), "n": 2}, openai.BadRequestError, "out_of_range"),
+        ({"model": "double", "messages": said("Who?"), "n": 2}, openai.BadRequestError, "unsupported"),
         ({"model": "double", "messages": said("Who?", "system")}, openai.BadRequestError, "no_question"),
         ({"model": "double", "messages": said(None)}, openai.BadRequestError, "blank_question"),
         ({"model": "double", "messages": said([{"type": "image_url"}])}, openai.BadRequestError, "unsupported_content"),

@@ -4,10 +4,12 @@ import http.client
 import json
 import logging
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 from btr.errors import InputError
 from btr.serve import Library
+from btr.serve.guard import SPARE
 from btr.serve.keys import Keys
 from btr.serve.logs import JsonLines
 from btr.storage import NotAStore
@@ -127,6 +130,11 @@ def test_passage_is_looked_up(kit: Any, port: int) -> None:
 def test_info_says_what_is_served(kit: Any, port: int) -> None:
     info = kit.send(port, "GET", "/info")[2]
     assert (info["model"], info["passages"], info["mode"], info["limits"]["max_passages"]) == ("double", 4, "binary", 3)
+    assert info["limits"] == {
+        "max_body_bytes": 10_000, "max_question_chars": 200, "max_passages": 3, "max_new_tokens": 64,
+        "max_questions": 32, "connections": 512, "receive_timeout": 20.0, "max_question_tokens": 64,
+        "max_passage_tokens": 160, "max_stops": 4,
+    }  # fmt: skip
 
 
 def test_docs_list_every_route_and_load_nothing(kit: Any, port: int) -> None:
@@ -196,7 +204,10 @@ def test_key_is_asked_for(kit: Any, locked: int, given: str, admitted: bool) -> 
         status, headers, reply = kit.send(locked, "GET", path, None, {"Authorization": given})
         assert (status != 401) == admitted
         if not admitted:
-            assert (headers["www-authenticate"], reply["error"]["type"]) == ("Bearer", "authentication_error")
+            wrong = given.lower().startswith("bearer ") and bool(given[7:].strip())
+            challenge, code = ('Bearer error="invalid_token"', "invalid") if wrong else ("Bearer", "missing")
+            assert (headers["www-authenticate"], reply["error"]["type"]) == (challenge, "authentication_error")
+            assert reply["error"]["code"] == f"{code}_api_key"
     assert [kit.send(locked, "GET", path)[0] for path in ("/", "/health", "/ready", "/docs")] == [200] * 4
 
 
@@ -249,6 +260,31 @@ def test_too_many_requests_at_once_are_refused(kit: Any, reader: Any) -> None:
         assert (status, reply["error"]["code"]) == (503, "too_many_connections")
         reader.gate.set()
         assert first.result()["answer"] == "Ada Berg"
+
+
+def test_too_many_connections_are_refused_in_the_usual_shape(kit: Any, reader: Any) -> None:
+    desk = kit.make_desk(reader, connections=1)
+    with kit.serving(desk) as port, ExitStack() as opened:
+        for _ in range(2 + SPARE):
+            opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+        wait_until(lambda: desk.connections == 2 + SPARE)
+        status, headers, reply = kit.send(port, "GET", "/health")
+        assert (status, reply["error"]["code"], headers["connection"]) == (503, "too_many_connections", "close")
+        assert headers["retry-after"] == "1"
+        opened.close()
+        wait_until(lambda: desk.connections == 0)
+        assert kit.send(port, "GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"])
+def test_what_is_no_http_is_refused_in_the_usual_shape(kit: Any, port: int, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=kit.WAIT) as client:
+        client.sendall(sent)
+        came = b"".join(iter(lambda: client.recv(4096), b""))
+    head, _, body = came.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n") and b"Connection: close" in head
+    assert json.loads(body)["error"]["code"] == "not_http"
+    assert metric(kit, port, 'btr_errors_total{code="not_http"}') == 1
 
 
 def test_log_is_json_and_keeps_questions_out(kit: Any, port: int, caplog: pytest.LogCaptureFixture) -> None:

@@ -77,3 +77,15 @@ def test_names_of_others_are_refused_without_keys(kit: Any, reader: Any, host: s
     with kit.serving(kit.make_desk(reader, allowed_hosts="a.example, btr.example")) as port:
         got, _, reply = kit.send(port, "GET", "/info", headers={"Host": host})
     assert got == status and (status == 200 or reply["error"]["code"] == "unknown_host")
+
+
+def test_home_is_found_where_no_shell_has_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "serve.toml").write_text('keys_file = "~/keys"\n')
+    monkeypatch.setenv("BTR_STORE", "~/a.btr")
+    monkeypatch.setenv("BTR_READER", "~/reader")
+    settings, _ = parse(["--config=~/serve.toml"])
+    assert (settings.store, settings.reader) == (tmp_path / "a.btr", str(tmp_path / "reader"))
+    assert settings.keys_file == tmp_path / "keys"
+    monkeypatch.setenv("BTR_STORE", "~nobody-of-this-name/a~b")
+    assert parse([])[0].store == Path("~nobody-of-this-name/a~b")

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from btr.corpus import Passage
 from btr.precompute import __main__ as precompute
 from btr.reader import Reader
 from btr.storage import Store
+from btr.storage.living import edit
 from btr.store import __main__ as command
+from btr.store.articles import held
+from btr.store.updates import put
 
 Bring = Callable[..., list[str]]
 
@@ -91,3 +95,95 @@ def test_article_that_is_there_is_not_added_in_another_version(
     assert bring(longer, "add") == before
     assert "9 there already" in capsys.readouterr().out
     assert bring({"a": text(4), "c": text(4)}, "add") == [*before, "c"]
+
+
+# Documents, which are divided by their headings
+
+
+@pytest.fixture
+def documents(span_reader: Reader, tmp_path: Path) -> Callable[..., list[str]]:
+    """Build a store of a folder of documents, or bring it in; returns the ids that it holds then."""
+    span_reader.save_pretrained(tmp_path / "reader")
+    store = tmp_path / "s.btr"
+
+    def write(files: dict[str, str], *more: str) -> list[str]:
+        for name, content in files.items():
+            (tmp_path / "docs" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "docs" / name).write_text(content)
+        arguments = [str(tmp_path / "docs"), "--reader", str(tmp_path / "reader")]
+        if store.exists():
+            verb, *rest = more or ["upsert"]
+            assert command.main([verb, str(store), *arguments, *rest]) == 0
+        else:
+            assert precompute.main([*arguments, "--store", str(store), "--words", "10", "--no-index"]) == 0
+        return ids(store)
+
+    return write
+
+
+def markdown(*sections: str) -> str:
+    return "".join(f"# {name}\n{text(6, name)}\n" for name in sections)
+
+
+def test_edited_document_takes_the_place_of_all_its_pieces(documents: Bring, tmp_path: Path) -> None:
+    assert documents({"a/x.md": markdown("A", "B", "C"), "y.md": markdown("D", "E")}) == [
+        *pieces("a/x.md", 3),
+        *pieces("y.md", 2),
+    ]
+    assert documents({"a/x.md": markdown("A", "F")}) == [*pieces("a/x.md", 2), *pieces("y.md", 2)]
+    with Store.open(tmp_path / "s.btr") as store:
+        found = store.get(pieces("a/x.md", 2))
+    assert found.titles == ("x.md > A", "x.md > F") and found.texts == (text(6, "A"), text(6, "F"))
+    assert documents({"a/x.md": markdown("A")}) == ["a/x.md", *pieces("y.md", 2)]
+    assert documents({"a/x.md": markdown("A", "B")}) == [*pieces("a/x.md", 2), *pieces("y.md", 2)]
+
+
+def test_document_that_is_there_is_not_added_in_another_version(documents: Bring) -> None:
+    before = documents({"x.md": markdown("A", "B"), "y.md": markdown("D")})
+    assert documents({"x.md": markdown("A", "B", "C"), "z.md": markdown("E")}, "add") == sorted([*before, "z.md"])
+
+
+def test_document_is_deleted_by_its_id(documents: Bring, tmp_path: Path) -> None:
+    documents({"a/x.md": markdown("A", "B", "C"), "y.md": markdown("D", "E")})
+    assert command.main(["delete", str(tmp_path / "s.btr"), "a/x.md"]) == 0
+    assert ids(tmp_path / "s.btr") == pieces("y.md", 2)
+
+
+def test_document_is_replaced_and_deleted_where_a_few_passages_are_put(
+    documents: Bring, span_reader: Reader, tmp_path: Path
+) -> None:
+    """As it is over HTTP."""
+    documents({"x.md": markdown("A", "B", "C"), "y.md": markdown("D", "E")})
+    with edit(tmp_path / "s.btr") as editor:
+        counts = put(editor, span_reader, [Passage("x.md", "x.md", "Owls hunt.")])
+        with editor.view.read() as reading:
+            assert len(held(reading, "y.md", 10)) == 2
+    assert (counts["added"], counts["deleted"]) == (1, 3)
+    assert ids(tmp_path / "s.btr") == ["x.md", *pieces("y.md", 2)]
+
+
+def test_store_is_made_what_the_corpus_is(bring: Bring, capsys: pytest.CaptureFixture[str]) -> None:
+    bring({"a": text(40), "b": text(30), "c": text(5), "d": text(5)})
+    capsys.readouterr()
+    assert bring({"a": text(25), "c": text(5), "e": text(5)}, "upsert", "--mirror") == [*pieces("a", 3), "c", "e"]
+    assert "5 that the corpus does not hold deleted" in capsys.readouterr().out
+
+
+def test_mirror_does_not_go_with_a_limit(bring: Bring, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = bring({"a": text(5), "b": text(5)})
+    arguments = [str(tmp_path / "s.btr"), str(tmp_path / "corpus.jsonl"), "--mirror", "--limit", "1"]
+    assert command.main(["upsert", *arguments]) == 2
+    assert "--mirror would delete what --limit leaves out" in capsys.readouterr().err
+    assert ids(tmp_path / "s.btr") == before
+
+
+def test_fields_that_were_named_are_those_of_later_changes(span_reader: Reader, tmp_path: Path) -> None:
+    span_reader.save_pretrained(tmp_path / "reader")
+    corpus, store = tmp_path / "c.jsonl", str(tmp_path / "s.btr")
+    corpus.write_text(json.dumps({"key": "a", "body": text(40)}))
+    named = ["--id", "key", "--text", "body", "--words", "10", "--no-index"]
+    made = [str(corpus), "--reader", str(tmp_path / "reader")]
+    assert precompute.main([*made, "--store", store, *named]) == 0
+    corpus.write_text(json.dumps({"key": "a", "body": text(20)}))
+    assert command.main(["upsert", store, *made]) == 0
+    assert ids(tmp_path / "s.btr") == pieces("a", 2)

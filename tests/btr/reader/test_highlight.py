@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from btr.serve import highlight
-from btr.serve.highlight import MARKS, MOST, find_answer
+from btr.reader import highlight
+from btr.reader.highlight import MARKS, MOST, find_answer
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""Find passages of a store for a question, and read them."""
+
+from pathlib import Path
+from time import perf_counter
+
+from btr.ask.show import Read, Told
+from btr.corpus import Passage
+from btr.errors import InputError
+from btr.model.config import Mode
+from btr.reader import Reader
+from btr.reader.answer import Answer
+from btr.reader.highlight import find_answer
+from btr.reader.truncation import shorten
+from btr.retrieve.fusion import Retriever, open_retriever
+from btr.retrieve.indexed import Tail
+from btr.storage import Encoded, Store
+from btr.storage.manifest import read_manifest
+
+UNANSWERED = 0.5  # probability that no passage holds an answer, from which one of a reader without a bound is none
+
+
+class Asker:
+    """Answer questions from a store."""
+
+    def __init__(self, store: Store, reader: Reader, retriever: Retriever, mode: Mode, passages: int) -> None:
+        """Use `open`."""
+        self.store, self.reader, self.retriever = store, reader, retriever
+        self.mode, self.passages = mode, passages
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        reader: str | None = None,
+        retriever: str | None = None,
+        mode: Mode = "binary",
+        passages: int | None = None,
+    ) -> "Asker":
+        """Open a store, the reader that built it and what it is searched with; `passages` are read a question.
+
+        Raises:
+            InputError, StoreError: one of them cannot be read from, or not in this mode.
+        """
+        loaded = load(path, reader)
+        store = Store.open(path, loaded.fingerprint, loaded.name)
+        if not len(store):
+            raise InputError(f"the store {path} has no passages; add some with: python -m btr.store add")
+        if mode != "binary" and store.manifest.options.get("text") is False:
+            raise InputError(f"store {path} keeps signs and no texts, so mode {mode} cannot read it; use mode binary")
+        found = open_retriever(store, retriever, tail=Tail())
+        return cls(store, loaded, found, mode, passages or loaded.config.passages)
+
+    def ask(self, question: str) -> Told:
+        """Answer one question.
+
+        Raises:
+            InputError, StoreError: it is blank, or a passage is damaged.
+        """
+        began = perf_counter()
+        asked = shorten(question.strip(), self.reader)
+        [(ordinals, scores)] = self.retriever.search([asked], self.passages)
+        cut = len(asked) < len(question.strip())
+        if not len(ordinals):
+            return Told(question, "", "", 1.0, 0.0, self.mode, perf_counter() - began, (), cut)
+        encoded = self.store.at(ordinals.tolist())
+        answer = self.reader.answer(asked, encoded if self.mode == "binary" else _texts(encoded), self.mode)
+        text, guess = self._settle(answer)
+        read = [
+            Read(*row, float(answer.evidence[n]), float(scores[n]), _highlight(row[2], n, answer, text or guess))
+            for n, row in enumerate(zip(encoded.ids, encoded.titles, encoded.texts, strict=True))
+        ]
+        first = answer.span.passage if answer.span is not None else int(answer.evidence.argmax())
+        order = sorted(range(len(read)), key=lambda n: (n != first, -read[n].evidence))
+        seconds = perf_counter() - began
+        passages = [read[n] for n in order]
+        return Told(question, text, guess, answer.no_answer, answer.score, self.mode, seconds, passages, cut)
+
+    def _settle(self, answer: Answer) -> tuple[str, str]:
+        """Return the answer, "" where none is given, and the best guess."""
+        guess = getattr(answer, "best_guess", None) or answer.text
+        if getattr(self.reader, "no_answer_above", None) is not None or answer.no_answer is None:
+            return answer.text, guess
+        return (answer.text if answer.no_answer < UNANSWERED else ""), guess
+
+
+def load(path: Path, name: str | None) -> Reader:
+    """Load the reader of a store, by default the one that the store names; a plain T5 is split where the store says.
+
+    Raises:
+        InputError, StoreError: it cannot be loaded.
+    """
+    manifest = read_manifest(path.absolute())
+    named = name or manifest.reader or None
+    try:
+        reader = Reader.from_pretrained(named)
+        return reader if reader.config.k else Reader.from_pretrained(named, k=manifest.k)
+    except InputError as error:
+        if name or named is None:
+            raise
+        cure = "say with --reader where it is now"
+        raise InputError(f"store {path} was built by reader {named}, not to be loaded ({error}); {cure}") from error
+
+
+def _texts(encoded: Encoded) -> list[Passage]:
+    return [Passage(*row) for row in zip(encoded.ids, encoded.titles, encoded.texts, strict=True)]
+
+
+def _highlight(text: str, place: int, answer: Answer, words: str) -> list[tuple[int, int]]:
+    """Return where the answer was quoted from, in a passage, or else where it occurs."""
+    if answer.span is not None and answer.span.passage == place:
+        return [(answer.span.start, answer.span.end)]
+    return find_answer(words, text)
