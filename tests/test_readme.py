@@ -111,10 +111,13 @@ def find_missing(command: str, words: list[str], flags: list[str]) -> list[str]:
 
 
 def run_shell(body: str) -> str:
-    """Run a block; its lines that are a command of btr and nothing else are run here, where torch is imported."""
+    """Run a block; its lines that are a command of btr and nothing else are run here, where torch is imported.
+
+    Not those of `btr ask`, which silences the process that it is run in.
+    """
     said = ""
     lines = body.replace("\\\n", " ").splitlines(keepends=True)
-    for plain, group in groupby(lines, key=lambda line: re.match(r"btr [^|<>&;$]*$", line) is not None):
+    for plain, group in groupby(lines, key=lambda line: re.match(r"btr (?!ask)[^|<>&;$]*$", line) is not None):
         if not plain:
             call = ["bash", "-euo", "pipefail", "-c", "".join(group)]
             done = subprocess.run(call, capture_output=True, text=True)
@@ -132,6 +135,7 @@ def go_to(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Work in a folder with the sample corpus, where `btr` is found."""
     (folder / "corpus").symlink_to(ROOT / "corpus")
     patch.chdir(folder)
+    patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 

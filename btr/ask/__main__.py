@@ -47,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--retriever", choices=KINDS, help="what finds the passages; default: what the store is searched with")
     add("--cache", metavar="DIR", help="where stores of documents are kept; default: the user's cache")
     add("--no-cache", action="store_true", help="make the store of documents anew, and keep nothing")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)  # the question may stand behind options
     words = options.words
     asked = len(words) > 1 and not (os.path.exists(words[-1]) and words[-1] != "-")
     options.sources, options.question = (words[:-1], words[-1]) if asked else (words, None)

@@ -52,9 +52,12 @@ def store_of(sources: Sequence[Path], reader: str | None, cache: Path) -> Path:
         InputError, StoreError: there is nothing to read, or the cache cannot be written.
     """
     for source in sources:
-        if not source.exists() or (len(sources) > 1 and not source.is_file()):
-            what = "there is no such file" if not source.exists() else "a folder among others"
-            raise InputError(f"{source}: {what}; name a store, one folder, or files")
+        if not source.exists():
+            cure = "name a store, one folder, or files, and one question; several are read from standard input"
+            raise InputError(f"{source}: there is no such file; {cure}")
+    for source in sources:
+        if len(sources) > 1 and not source.is_file():
+            raise InputError(f"{source}: a folder among others; name a store, one folder, or files")
     sources = [source.resolve() for source in sources]
     folder = cache.absolute() / _name(sources, reader)
     try:

@@ -163,7 +163,7 @@ def test_folder_with_a_manifest_of_its_own_is_no_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        (["none.md"], "none.md: there is no such file; name a store, one folder, or files"),
+        (["none.md"], "none.md: there is no such file; name a store, one folder, or files, and one question"),
         (["docs", "docs/harbour.md"], "docs: a folder among others; name a store, one folder, or files"),
         (["empty"], "no passage to read|a folder without a file"),
     ],

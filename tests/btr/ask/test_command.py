@@ -63,6 +63,11 @@ def test_question_is_answered_from_the_store(store: str, capsys: pytest.CaptureF
     assert told["answer"] == (told["best_guess"] if told["no_answer"] < 0.5 else "")
 
 
+def test_question_may_stand_behind_options(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([store, "--json", "--passages", "1", "Who dug the harbour?"]) == 0
+    assert json.loads(capsys.readouterr().out)["question"] == "Who dug the harbour?"
+
+
 def test_people_see_the_passage(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([store, "Who dug the harbour?"]) == 0
     shown = capsys.readouterr().out
@@ -142,7 +147,7 @@ def test_long_question_is_read_from_its_end(store: str, capsys: pytest.CaptureFi
     [
         (["s.btr", " "], "error: the question is blank; ask something"),
         (["s.btr", "a", "--passages", "0"], "error: --passages is 0; use 1 or more"),
-        (["none.btr", "a"], "error: none.btr: there is no such file; name a store, one folder, or files"),
+        (["none.btr", "a"], "error: none.btr: there is no such file; name a store, one folder, or files, and one "),
         (["s.btr", "a", "--reader", "nowhere/at/all"], "error: nowhere/at/all"),
         (["s.btr", "a", "--retriever", "dense"], "error: "),
     ],
