@@ -5,6 +5,7 @@ Han, kana, Thai, Lao, Khmer and Myanmar are written without spaces between words
 dictionary; where passages are cut, each of their characters counts as a word.
 """
 
+import itertools
 import re
 import unicodedata
 
@@ -30,6 +31,11 @@ _word = re.compile(rf"[\w{MARKS}]{{2,}}|(?<!\w['’])\w")  # the s of "Ada's" an
 _letter = re.compile("(?s).[\u1160-\u11ff]*")  # the vowel and the end of a Korean syllable are no marks
 _UNIT = rf"(?:[{UNSPACED}][^\w\s]*|[^\s{UNSPACED}]+)"  # marks and punctuation stay with the character before them
 _units = re.compile(_UNIT)
+# after a full stop and what closes with it, but not that of an initial ("J. Smith"), before what can begin a sentence;
+# after those of Han and kana (full width) and of Hindi; at a blank line
+_ends = re.compile(
+    r"(?<=[.!?…])(?<!\b[A-Z]\.)[\"'”’»)\]]*\s+(?![a-z])|(?<=[\u3002\uff01\uff1f\u0964])[”’」』)]*\s*|\s*\n\s*\n\s*"
+)
 LETTER_A = "\u1d00"  # a small capital: no text has it
 _letter_a = re.compile(r"(?<=[^\s.!?:;][\s-])A(?![\w'’])")
 
@@ -63,6 +69,17 @@ def count_words(text: str) -> int:
 def spans_of(text: str, words: int) -> list[tuple[int, int]]:
     """Return (start, end) of every `words` words as they are counted, without the white space around them."""
     return [match.span() for match in re.finditer(rf"{_UNIT}(?:\s*{_UNIT}){{0,{words - 1}}}", text)]
+
+
+def sentences_of(text: str) -> list[tuple[int, int]]:
+    """Return (start, end) of every sentence, as its punctuation tells, without the white space around it."""
+    bounds = [0, *(match.end() for match in _ends.finditer(text)), len(text)]
+    parts = [(start, end, text[start:end]) for start, end in itertools.pairwise(bounds)]
+    return [
+        (start + len(part) - len(part.lstrip()), end - len(part) + len(part.rstrip()))
+        for start, end, part in parts
+        if part.strip()
+    ]
 
 
 def readable(text: str, tokens: int) -> str:

@@ -25,12 +25,13 @@ MAY = {
     "btr.reader": "kernels model storage.encoded storage.format",  # the record that passages travel in, never a store
     "btr.corpus": "storage.format",  # the longest id
     "btr.retrieve": "kernels storage model corpus",
+    "btr.hops": "storage reader retrieve",
     "btr.precompute": "storage model reader corpus retrieve",
     "btr.store": "storage reader corpus retrieve precompute",
     "btr.ask": "storage model reader corpus retrieve precompute store",
-    "btr.eval": "storage model reader corpus retrieve",
+    "btr.eval": "storage model reader corpus retrieve hops",
     "btr.bench": "kernels storage model reader corpus eval.plots",
-    "btr.serve": "storage model reader corpus retrieve store",
+    "btr.serve": "storage model reader corpus retrieve hops store",
     "btr.mcp": "storage model.config serve",  # the shared way to load, check, answer and search
     "btr.train": "storage.errors model reader corpus retrieve eval",
 }

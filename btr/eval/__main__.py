@@ -12,21 +12,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from btr.command import Parser, check_file, check_least, run_command
+from btr.command import Parser, run_command
 from btr.corpus import Passage, Question
 from btr.corpus.questions import TASKS, Asked, find_questions, prompt
 from btr.errors import InputError
 from btr.eval import plots
 from btr.eval.abstention import doubt_of
-from btr.eval.evidence import Evidence
+from btr.eval.evidence import Evidence, hop
 from btr.eval.figures import METRICS, NO_ANSWER, Run, describe, recall, score, table
+from btr.eval.options import check_outputs, read_counts, read_modes
 from btr.eval.predictions import Prediction, Predictions, input_digest
+from btr.hops.answer import check_hops
 from btr.metrics import holds_answer
 from btr.model.checkpoint import digest
 from btr.model.config import MODES, Mode
@@ -54,6 +57,13 @@ def parser() -> argparse.ArgumentParser:
     add("--retriever", choices=KINDS, help="what finds passages in the store; default: what it is searched with")
     add("--modes", default="binary", help="comma-separated: full, float, binary (default %(default)s)")
     add("--passages", metavar="N", help="passages a question, comma-separated; default: the reader's own number")
+    add(
+        "--hops",
+        type=int,
+        default=1,
+        metavar="H",
+        help="searches a question, each by what the last found (default 1)",
+    )
     about = "passages read to the end, of those, comma-separated; 0: all (default)"
     add("--prune", default="0", metavar="N", help=about)
     about = "mode to compare with; default: full, if it is evaluated, else with --prune 0,N the first"
@@ -85,6 +95,7 @@ class Setting:
     prune: int = 0
     merge: float = 0.0
     rounded: bool = False
+    hops: int = 1
 
     @property
     def above(self) -> float:
@@ -95,7 +106,11 @@ class Setting:
     @property
     def more(self) -> str:
         """Name what is done to be sooner, beside pruning."""
-        return ", ".join([f"merge {self.merge:g}"] * bool(self.merge) + ["int8"] * self.rounded)
+        return ", ".join(
+            [f"merge {self.merge:g}"] * bool(self.merge)
+            + ["int8"] * self.rounded
+            + [f"{self.hops} hops"] * (self.hops > 1)
+        )
 
 
 def identify(reader: Reader) -> str:
@@ -132,6 +147,7 @@ class Evaluation:
 
     def _answer(self, setting: Setting, number: int, passages: list[Passage]) -> dict[str, Any]:
         question, kind = self.asked.questions[number], self.asked.kind
+        passages = list(passages)
         whole = prompt(question, kind)
         asked = shorten(whole, setting.reader)  # as the server does
         row = self._read(setting, number, asked, passages) if passages else {}
@@ -147,16 +163,24 @@ class Evaluation:
         return row | score(text, question, kind)
 
     def _read(self, setting: Setting, number: int, asked: str, passages: list[Passage]) -> dict[str, Any]:
-        """Answer one question; what can be done before it is asked is not timed, reading stored bits is."""
+        """Answer one question; what can be done before it is asked is not timed, reading stored bits is.
+
+        In several hops their searches are timed too, and `passages` is made those of the last.
+        """
         reader, mode = setting.reader, setting.mode
-        store = self.evidence.store if uses_store(setting, self.evidence.store) else None
-        kept = kept_mode(setting, len(passages))
-        ready = passages if kept is None or store is not None else reader.encode_passages(passages, kept)
+        bits, kept = uses_store(setting, self.evidence.store), kept_mode(setting, len(passages))
+        ready = passages if kept is None or bits else reader.encode_passages(passages, kept)
         merge = reader.schedule("algorithm", setting.merge) if setting.merge else None
 
-        def answer(most: int) -> Answer:
-            given = ready if store is None else store.at(self.evidence.ordinals[number][: setting.passages])
+        def read(given: Any, most: int) -> Answer:
             return reader.answer(asked, given, mode, most, merge, setting.prune, no_answer_above=1.0)  # its best guess
+
+        def answer(most: int) -> Answer:
+            if setting.hops > 1:
+                again = partial(read, most=most)
+                found, passages[:] = hop(self.evidence, number, again, reader, setting.hops, setting.passages, bits)
+                return found
+            return read(self.evidence.at(number, setting.passages) if bits else ready, most)
 
         if (setting.weights, mode) not in self._warm:  # the first time, kernels are compiled
             answer(1)
@@ -213,33 +237,6 @@ def bytes_per_token(setting: Setting, store: Store | None) -> float | None:
     return 8.0 * -(-reader.bits // 64) + 2
 
 
-def read_modes(text: str) -> list[Mode]:
-    """Split `--modes`."""
-    modes = list(dict.fromkeys(text.split(",")))
-    if unknown := [mode for mode in modes if mode not in MODES]:
-        raise InputError(f"--modes has {unknown[0]!r}; known: {', '.join(MODES)}")
-    return cast(list[Mode], modes)
-
-
-def read_counts(name: str, text: str | None, least: int) -> list[int]:
-    """Split `--passages` or `--prune`; empty where it was not given."""
-    words = text.split(",") if text else []
-    if wrong := [word for word in words if not (word.isascii() and word.isdecimal()) or int(word) < least]:
-        raise InputError(f"{name} has {wrong[0]!r}; give numbers from {least}, such as {least},5,20")
-    return sorted({int(word) for word in words})
-
-
-def check_outputs(options: argparse.Namespace) -> None:
-    """Refuse, before hours of work, what could not be written after them, and numbers of nothing."""
-    check_least(options, 1, "limit", "max_new_tokens")
-    for name in ("out", "json", "plot"):
-        path = getattr(options, name)
-        if path is not None and path != "-":
-            check_file(f"--{name}", path)
-    if options.plot:
-        plots.check(options.plot)
-
-
 def check_readers(settings: list[Setting], asked: Asked, evidence: Evidence) -> None:
     """Refuse settings that a reader cannot answer in."""
     for setting in settings:
@@ -292,7 +289,7 @@ def settings_of(
 def compressed(setting: Setting, options: argparse.Namespace) -> Setting:
     """Return a setting of the reader that is merged or rounded."""
     merge = options.merge if setting.mode != "full" else 0.0
-    return replace(setting, merge=merge, rounded=options.round_decoder)
+    return replace(setting, merge=merge, rounded=options.round_decoder, hops=options.hops)
 
 
 def run_all(evaluation: Evaluation, settings: list[Setting]) -> list[Run]:
@@ -343,13 +340,15 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         whole = replace(asked, questions=[*asked.questions, *unanswerable])
         evidence = Evidence(whole.questions, counts[-1], store, options.retriever)
         evidence.check()
+        if store is not None:
+            check_hops(options.hops, store)
         check_readers(settings, asked, evidence)
         if store is not None and (note := read_anew(settings, store)):
             say(f"note: {note}")
         shared = {
             "task": asked.task, "dtype": options.dtype, "max_new_tokens": options.max_new_tokens, "reader": weights,
             "store": None if store is None else store.manifest.content_hash[:16],
-        }  # fmt: skip
+        } | ({"hops": options.hops} if options.hops > 1 else {})  # fmt: skip
         predictions = stack.enter_context(Predictions(Path(options.out) if options.out else None, shared))
         if len(predictions):
             say(f"{options.out}: going on after {len(predictions)} predictions")

@@ -1,15 +1,19 @@
 """Find what each question of an evaluation is read with: its own passages, or the best of a store."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from btr.corpus import Passage, Question
 from btr.corpus.questions import query
 from btr.errors import InputError
+from btr.hops import answer_in_hops
 from btr.metrics import holds_answer
+from btr.reader import Answer, Reader
 from btr.retrieve.fusion import Retriever, open_retriever
-from btr.storage import Store
+from btr.storage import Encoded, Store
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,11 @@ class Evidence:
         """Return `count` passages of a question."""
         return own_passages(self.questions[number], count) if self.store is None else self.passages[number][:count]
 
+    def at(self, number: int, count: int) -> Encoded:
+        """Return what the store keeps of `count` passages of a question."""
+        assert self.store is not None
+        return self.store.at(self.ordinals[number][:count])
+
     def ranks(self) -> list[int | None]:
         """Return, for each question, the place from 1 of the first passage that holds an answer."""
         return [
@@ -74,3 +83,23 @@ def own_passages(question: Question, count: int) -> list[Passage]:
     chosen = (gold + [p for p, is_gold in ranked if not is_gold])[:count]
     random.Random(question.question).shuffle(chosen)
     return chosen
+
+
+def hop(
+    evidence: Evidence, number: int, answer: Callable[[Any], Answer], reader: Reader, hops: int, top: int, bits: bool
+) -> tuple[Answer, list[Passage]]:
+    """Answer a question in several hops over the store, reading its bits or else texts; returns the passages too.
+
+    What is searched for first is what `ordinals` are found by, so there are passages.
+    """
+    assert evidence.store is not None
+
+    def texts(found: Encoded) -> list[Passage]:
+        return list(map(Passage, found.ids, found.titles, found.texts))
+
+    hopped = answer_in_hops(
+        reader, evidence.store, evidence.retriever, query(evidence.questions[number]), hops, top,
+        read=lambda found: answer(found if bits else texts(found)),
+    )  # fmt: skip
+    assert hopped.answer is not None and hopped.passages is not None
+    return hopped.answer, texts(hopped.passages)

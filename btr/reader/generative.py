@@ -27,6 +27,7 @@ from btr.words import WIDEST, end_of_letter, readable
 SHORT = 16  # tokens
 WHOLE = re.compile(r"\W?$")  # what may stand beside a whole word: a character of no word, or nothing
 LEAST = 1e-6  # evidence
+HEAD = "title: {} context: "
 
 
 class Dictation:
@@ -64,12 +65,18 @@ class Generative:
     def passage_ids(self, passages: Sequence[tuple[str, str]], limit: int) -> tuple[list[list[int]], int]:
         """Tokenize (title, text) as `title: … context: …` with end of sequence; and count those cut to the limit."""
         most = WIDEST * limit  # of what may be longer than memory, no more is copied
-        wholes = [f"title: {title[:most]} context: {text[:most]}" for title, text in passages]
+        wholes = [f"{HEAD.format(title[:most])}{text[:most]}" for title, text in passages]
         texts = [readable(whole, limit) for whole in wholes]
         found = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         eos, room = self.t5.config.eos_token_id, limit - 1
         cut = sum(len(e.ids) > room or text is not whole for e, text, whole in zip(found, texts, wholes, strict=True))
         return [[*e.ids[:room], eos] for e in found], cut
+
+    def text_places(self, title: str, text: str, ids: np.ndarray) -> list[tuple[int, int]]:
+        """Return, of each token of a passage that is of its text, its place and where in the text it ends."""
+        head = HEAD.format(title)
+        offsets = self.tokenizer.encode(readable(head + text, len(ids)), add_special_tokens=False).offsets
+        return [(n, end - len(head)) for n, (_, end) in enumerate(offsets[: len(ids) - 1]) if end > len(head)]
 
     def answer(
         self, memories: Sequence[tuple[Tensor | MergedRows, Memory]], mode: Mode, max_new_tokens: int, watch: Stopwatch

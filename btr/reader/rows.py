@@ -40,3 +40,9 @@ class BertRows:
     def begins(self, ids: np.ndarray) -> int:
         """Return where the text begins among the tokens of a passage."""
         return int(np.argmax(ids == self.sep)) + 1
+
+    def text_places(self, title: str, text: str, ids: np.ndarray) -> list[tuple[int, int]]:
+        """Return, of each token of a passage that is of its text, its place and where in the text it ends."""
+        begun = self.begins(ids)
+        offsets = self.tokenizer.encode(readable(text, len(ids)), add_special_tokens=False).offsets
+        return [(begun + n, end) for n, (_, end) in enumerate(offsets[: max(len(ids) - begun - 1, 0)])]

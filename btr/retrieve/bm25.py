@@ -27,7 +27,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from mmap import mmap
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ import numpy as np
 
 from btr.corpus import Passage
 from btr.errors import InputError
-from btr.storage import WrongLength
+from btr.retrieve.mapped import check_mapped
 from btr.words import split_words
 
 FORMAT = 2  # 1 had other words: of two letters or more, accents and all, scripts without spaces uncut
@@ -170,6 +170,11 @@ def _tokenizer() -> Any:
     return _bm25s().tokenization.Tokenizer(lower=False, splitter=split_words, stopwords="en")
 
 
+@cache
+def _stopwords() -> frozenset[str]:
+    return frozenset(_tokenizer().stopwords)
+
+
 def _words(tokenizer: Any, passages: Sequence[Passage]) -> list[list[int]]:
     """Return the word ids of passages; new words get new ones."""
     texts = [f"{passage.title}\n\n{passage.text}" for passage in passages]  # a text begins a sentence
@@ -247,20 +252,6 @@ def _read_index(folder: Path, rebuild: str = REBUILD) -> dict[str, Any]:
     return index
 
 
-def check_mapped(array: np.ndarray) -> None:
-    """Refuse to touch an array whose file was cut short under its map: that would end the process by SIGBUS.
-
-    Raises:
-        WrongLength: the file is shorter than what is mapped of it.
-    """
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, mmap) and base.size() < len(base):
-        name = getattr(array, "filename", "a file of the index")
-        raise WrongLength(f"{name} was cut to {base.size()} bytes of {len(base)} while it was read; build it anew")
-
-
 @dataclass(frozen=True, slots=True)
 class WordShard:
     """The index of some consecutive passages, mapped or in memory; term scores stand column by column."""
@@ -301,13 +292,27 @@ class WordShard:
     def best(self, spans: np.ndarray, idf: np.ndarray, top: int) -> Hits:
         """Score the passages that share a word; idf (Q,) is that of the whole corpus times the word's repeats."""
         total = np.zeros(self.passages, dtype=np.float32)
-        frequency = spans[:, 1] - spans[:, 0]
-        weights = (idf / _idf(self.passages, frequency)).astype(np.float32)
-        for (start, end), weight in zip(spans, weights, strict=True):
+        for (start, end), weight in zip(spans, self._weigh(spans, idf), strict=True):
             total[self.places[start:end]] += weight * self.scores[start:end]
         lowest = np.partition(total, -top)[-top] if top < self.passages else 0
         places = np.flatnonzero((total >= lowest) & (total > 0))
         return _rank(places + self.offset, total[places], top)
+
+    def score(self, spans: np.ndarray, idf: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Score these passages alone, places (R,) from 0, to the bit as `best` does: float32 (R,)."""
+        total = np.zeros(len(places), dtype=np.float32)
+        wanted = places.astype(self.places.dtype)  # or a whole column would be converted
+        for (start, end), weight in zip(spans, self._weigh(spans, idf), strict=True):
+            column = self.places[start:end]  # in rising order
+            if len(column):
+                found = np.minimum(np.searchsorted(column, wanted), len(column) - 1)
+                has = column[found] == wanted
+                total[has] += weight * self.scores[start:end][found[has]]
+        return total
+
+    def _weigh(self, spans: np.ndarray, idf: np.ndarray) -> np.ndarray:
+        """Return what each word's scores, made with the shard's own frequencies, are to be multiplied by, (Q,)."""
+        return (idf / _idf(self.passages, spans[:, 1] - spans[:, 0])).astype(np.float32)
 
 
 def _rank(ordinals: np.ndarray, scores: np.ndarray, top: int) -> Hits:
@@ -352,17 +357,42 @@ class BM25:
         Raises:
             ValueError: top is not positive.
         """
+        return self.search_prepared([self.prepare(question) for question in questions], top)
+
+    def prepare(self, question: str) -> np.ndarray:
+        """Return what a question is searched by: the hashes of its words, uint64 (Q,)."""
+        stopwords = _stopwords()
+        return _hash(word for word in split_words(question) if word not in stopwords)
+
+    def search_prepared(self, questions: Sequence[np.ndarray], top: int) -> list[Hits]:
+        """Search for prepared questions, as `search`."""
         if top < 1:
             raise ValueError(f"top is {top}; ask for at least 1 passage")
-        stopwords = _tokenizer().stopwords
-        words = [[word for word in split_words(question) if word not in stopwords] for question in questions]
-        return [self._search(_hash(found), top) for found in words]
+        return [self._search(words, top) for words in questions]
 
-    def _search(self, words: np.ndarray, top: int) -> Hits:
+    def among(self, question: np.ndarray, ordinals: np.ndarray, top: int) -> Hits:
+        """Find the best of these passages alone, rising ordinals (R,), for a prepared question, scored as all are."""
+        spans, idf = self._look_up(question)
+        scores = np.zeros(len(ordinals), np.float32)
+        for shard, span in zip(self._shards, spans, strict=True):
+            first, end = np.searchsorted(ordinals, (shard.offset, shard.offset + shard.passages))
+            if first < end:
+                scores[first:end] = shard.score(span, idf, ordinals[first:end] - shard.offset)
+        return _rank(ordinals[scores > 0], scores[scores > 0], top)
+
+    def depth(self, top: int, most: int) -> int:
+        """Return how many may be asked for, up to `most`, so that the first `top` are what a search for `top` finds."""
+        return max(top, most)
+
+    def _look_up(self, words: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return where each shard has the columns of the words, once each, and their weights in the whole corpus."""
         words, repeats = np.unique(words, return_counts=True)
         spans = [shard.spans(words) for shard in self._shards]
         frequency = np.sum([span[:, 1] - span[:, 0] for span in spans], axis=0)
-        idf = _idf(self._passages, frequency) * repeats
+        return spans, _idf(self._passages, frequency) * repeats
+
+    def _search(self, words: np.ndarray, top: int) -> Hits:
+        spans, idf = self._look_up(words)
         hits = [shard.best(span, idf, top) for shard, span in zip(self._shards, spans, strict=True)]
         ordinals, scores = (np.concatenate(parts) for parts in zip(*hits, strict=True))
         return _rank(ordinals, scores, top)

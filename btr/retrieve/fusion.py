@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from btr.model.checkpoint import write
 from btr.retrieve.bm25 import BM25, Hits
 from btr.retrieve.dense.index import Dense, best, is_finished
 from btr.retrieve.dense.updates import check_shards, follow, shards_of
-from btr.retrieve.indexed import StaleIndex, StoreIndex, Tail, open_index
+from btr.retrieve.indexed import Preparing, StaleIndex, StoreIndex, Tail, open_index
 from btr.storage import Store
 from btr.storage.manifest import MANIFEST, store_command
 
@@ -75,6 +75,19 @@ class Choice:
     def write(self, store: Path) -> None:
         """Write the choice of a store."""
         write(store / FILE, json.dumps(asdict(self), indent=1))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Hold what a question is searched by, of each index that is open."""
+
+    words: Any
+    vector: Any
+
+    @property
+    def only(self) -> Any:
+        """That of the only index."""
+        return self.vector if self.vector is not None else self.words
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,11 +139,58 @@ class Retriever:
             values[old] = score
         return relevance
 
+    def prepare(self, question: str) -> Asked:
+        """Return what a question is searched by in each index."""
+        return Asked(*(None if index is None else index.prepare(question) for index in (self.bm25, self.dense)))
+
+    def search_prepared(self, questions: Sequence[Asked], top: int) -> list[Hits]:
+        """Search for prepared questions together: for each, to the bit, what `search` finds for it alone."""
+        if self.dense is None or self.bm25 is None:
+            hits = self._only.search_prepared([one.only for one in questions], top)
+        else:
+            depth, meaning = max(DEPTH, 2 * top), self.living or self.dense
+            words = self.bm25.search_prepared([one.words for one in questions], depth)
+            vectors = meaning.search_prepared([one.vector for one in questions], depth)
+            hits = [fuse([first[0], second[0]], top) for first, second in zip(words, vectors, strict=True)]
+        return [self._worth(one, hit) for one, hit in zip(questions, hits, strict=True)]
+
+    def among(self, question: Asked, ordinals: NDArray[np.int64], top: int) -> Hits:
+        """Find the best of these passages alone, rising ordinals (R,), for a prepared question.
+
+        Scores are those of `search`, but where ranks are fused: ranks among few are others than among all.
+        """
+        if self.dense is None or self.bm25 is None:
+            return self._worth(question, self._only.among(question.only, ordinals, top))
+        words = self.bm25.among(question.words, ordinals, DEPTH)
+        vectors = self.dense.among(question.vector, ordinals[ordinals < len(self.dense)], DEPTH)
+        return self._worth(question, fuse([words[0], vectors[0]], top))
+
+    def depth(self, top: int, most: int) -> int:
+        """Return how many may be asked for, up to `most`, so that the first `top` are what a search for `top` finds."""
+        if self.choice.threshold is not None:
+            return top
+        if self.dense is None or self.bm25 is None:
+            return self._only.depth(top, most)
+        return max(top, min(most, DEPTH // 2))
+
+    def _worth(self, question: Asked, hits: Hits) -> Hits:
+        """Return what of a prepared question's hits is worth reading."""
+        if self.choice.threshold is None or self.dense is None:
+            return hits
+        relevance, old = np.full(len(hits[0]), np.inf, np.float32), hits[0] < len(self.dense)
+        relevance[old] = self.dense.score_prepared(question.vector, hits[0][old])
+        return keep(hits, relevance, self.choice.threshold)
+
+    @property
+    def _only(self) -> Preparing:
+        """The index, where it is one."""
+        index = self.living or self.dense or self.bm25
+        assert index is not None
+        return index
+
     def _search(self, questions: Sequence[str], top: int) -> list[Hits]:
         if self.dense is None or self.bm25 is None:
-            index = self.living or self.dense or self.bm25
-            assert index is not None
-            return index.search(questions, top)
+            return self._only.search(questions, top)
         depth = max(DEPTH, 2 * top)
         lists = (index.search(questions, depth) for index in (self.bm25, self.living or self.dense))
         return [fuse([ordinals for ordinals, _ in both], top) for both in zip(*lists, strict=True)]

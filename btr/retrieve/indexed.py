@@ -3,10 +3,11 @@
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,25 @@ class Index(Protocol):
         """Find the best passages for each question, best first."""
 
 
+class Preparing(Index, Protocol):
+    """What also searches for questions that were prepared, together, and among few passages.
+
+    For each prepared question `search_prepared` finds, to the bit, what `search` finds for that one question.
+    """
+
+    def prepare(self, question: str) -> Any:
+        """Return what a question is searched by."""
+
+    def search_prepared(self, questions: Sequence[Any], top: int) -> list[Hits]:
+        """Find the best passages for each prepared question, best first."""
+
+    def among(self, question: Any, ordinals: NDArray[np.int64], top: int) -> Hits:
+        """Find the best of these passages alone, rising ordinals (R,), for a prepared question."""
+
+    def depth(self, top: int, most: int) -> int:
+        """Return how many may be asked for, up to `most`, so that the first `top` are what a search for `top` finds."""
+
+
 class StaleIndex(UserWarning):
     """Warn that the index does not know the newest passages of its store."""
 
@@ -43,25 +63,48 @@ class StaleIndex(UserWarning):
 class StoreIndex:
     """Find passages of a store as it was when the index was opened; deleted ones do not come back."""
 
-    def __init__(self, bm25: Index, store: Store) -> None:
+    def __init__(self, index: Preparing, store: Store) -> None:
         """Use `open_index`."""
-        self._bm25, self._store = bm25, store
+        self._index, self._store = index, store
 
     def __len__(self) -> int:
         """Return the number of passages indexed."""
-        return len(self._bm25)
+        return len(self._index)
+
+    @property
+    def _whole(self) -> bool:
+        """Tell whether nothing is deleted."""
+        return self._store.manifest.passages == self._store.manifest.ordinals
 
     def search(self, questions: Sequence[str], top: int) -> list[Hits]:
         """Find the best passages for each question, as `BM25.search`, that are not deleted."""
-        if self._store.manifest.passages == self._store.manifest.ordinals:
-            return self._bm25.search(questions, top)
-        return [self._search(question, top) for question in questions]
+        if self._whole:
+            return self._index.search(questions, top)
+        return [self._live(partial(self._index.search, [question]), top) for question in questions]
 
-    def _search(self, question: str, top: int) -> Hits:
+    def prepare(self, question: str) -> Any:
+        """Return what a question is searched by."""
+        return self._index.prepare(question)
+
+    def search_prepared(self, questions: Sequence[Any], top: int) -> list[Hits]:
+        """Search for prepared questions, as `search` for each."""
+        if self._whole:
+            return self._index.search_prepared(questions, top)
+        return [self._live(partial(self._index.search_prepared, [question]), top) for question in questions]
+
+    def among(self, question: Any, ordinals: NDArray[np.int64], top: int) -> Hits:
+        """Find the best of these passages alone, none of them deleted, for a prepared question."""
+        return self._index.among(question, ordinals, top)
+
+    def depth(self, top: int, most: int) -> int:
+        """Return how many may be asked for, up to `most`, so that the first `top` are what a search for `top` finds."""
+        return self._index.depth(top, most) if self._whole else top
+
+    def _live(self, search: Callable[[int], list[Hits]], top: int) -> Hits:
         """Ask for more until enough of them are not deleted."""
         asked = 2 * top
         while True:
-            ((ordinals, scores),) = self._bm25.search([question], asked)
+            ((ordinals, scores),) = search(asked)
             live = ~self._store.deleted(ordinals)
             if live.sum() >= top or len(ordinals) < asked:
                 return ordinals[live][:top], scores[live][:top]

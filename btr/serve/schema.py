@@ -8,9 +8,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from btr.corpus.records import number_text
 from btr.model.config import Mode
 
+MOST_HOPS = 8
 QUESTION, RONTGEN = "Who discovered X-rays?", "X-rays were discovered by Wilhelm Röntgen in 1895."
 INLINE: dict[str, Any] = {"id": "light-2", "title": "X-rays", "text": RONTGEN}
 CITATION = {"id": "light-2", "start": 26, "end": 41}
+HOP: dict[str, Any] = {
+    "query": QUESTION, "ids": ["light-2"], "answer": "Wilhelm Röntgen", "no_answer": 0.02, "title": "X-rays",
+    "sentence": RONTGEN,
+}  # fmt: skip
 CITED = INLINE | {"retrieval_score": 7.5, "evidence": 1.0, "highlights": [[26, 41]]}
 REPLY: dict[str, Any] = {
     "answer": "Wilhelm Röntgen", "score": -0.01, "citation": CITATION, "no_answer": 0.02, "mode": "binary",
@@ -141,6 +146,14 @@ class AnswerRequest(Evidence):
         10,
         gt=0,
     )
+    hops: int = field(
+        1,
+        "searches of the store at most: for the question, then for it and the sentence with the most evidence, until "
+        "the reader is sure or finds nothing new",
+        3,
+        ge=1,
+        le=MOST_HOPS,
+    )
 
 
 class StreamableRequest(AnswerRequest):
@@ -250,6 +263,20 @@ class Citation(BaseModel):
     end: int = field(..., "the character after the last", 41)
 
 
+class Hop(BaseModel):
+    """Tell what a step asked the store, what it read, and what it found."""
+
+    model_config = example_of(HOP)
+    query: str = field(..., "what was searched for", QUESTION)
+    ids: list[str] = field(..., "the passages that were found and read, best first", ["light-2"])
+    answer: str = field(..., "the answer from these", "Wilhelm Röntgen")
+    no_answer: float | None = field(..., "probability that none of them answers, of a span reader", 0.02)
+    title: str = field(..., "title of the passage that `sentence` stands in", "X-rays")
+    sentence: str = field(
+        ..., "the sentence with the most evidence, which the next step asks for too; or empty", RONTGEN
+    )
+
+
 class AnswerResponse(BaseModel):
     """Give the answer, the passages it came from, and what reading them took."""
 
@@ -279,6 +306,9 @@ class AnswerResponse(BaseModel):
     tokens_read: int = field(..., "passage tokens that were read", 24)
     answer_tokens: int = field(..., "tokens of the answer", 4)
     question_cut: bool = field(False, "whether the question was too long, so that only its last words were read", False)
+    trace: list[Hop] | None = field(
+        None, "of `hops` over 1 the steps; passages are those of the last, seconds and tokens those of all", [HOP]
+    )
 
 
 class ErrorBody(BaseModel):

@@ -3,20 +3,20 @@
 import logging
 import threading
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
-
 from btr.corpus import Passage
 from btr.errors import InputError
+from btr.hops import Pace
 from btr.model.config import Mode
 from btr.reader import Reader
 from btr.reader.answer import Answer
 from btr.reader.highlight import find_answer
 from btr.reader.truncation import shorten
 from btr.retrieve.bm25 import Hits
+from btr.serve.chosen import Chosen
+from btr.serve.hops import Hopped, Hops, Quiet, check_hops
 from btr.serve.library import Library
 from btr.serve.schema import (
     AnswerRequest,
@@ -44,16 +44,6 @@ EXAMPLES = {
 _log = logging.getLogger("btr.serve")
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """Hold the passages a question will be read against."""
-
-    passages: tuple[Passage, ...]
-    encoded: Encoded | None = None  # None: passages sent with the question
-    scores: np.ndarray | None = None
-    timings: dict[str, float] = field(default_factory=dict)
-
-
 class Service:
     """Answer questions from one reader and one library.
 
@@ -66,6 +56,7 @@ class Service:
         self.top = settings.top or min(reader.config.passages, settings.max_passages)
         given = settings.batch_tokens
         self.batch_tokens = given if given is not None else 16384 if reader.family == "generative" else 0
+        self.pace = Pace()  # of questions in several hops
         self._opening = threading.Lock()  # so that an older look at the store never follows a newer one
 
     @property
@@ -148,6 +139,8 @@ class Service:
         given = [name for name in ("top_k", "ids", "passages") if getattr(request, name) is not None]
         if len(given) > 1:
             raise RequestError(400, f"send only one of top_k, ids and passages, not {' and '.join(given)}", "conflict")
+        if request.hops > 1:
+            check_hops(self.library, request)
         asked = {"top_k": request.top_k, "max_new_tokens": request.max_new_tokens}
         asked |= {name: len(getattr(request, name)) for name in ("ids", "passages") if name in given}
         for name, count in asked.items():
@@ -166,10 +159,12 @@ class Service:
             return sum(min(most, len(p.title + p.text) // CHARACTERS + 4) for p in request.passages)
         manifest = self.library.store.manifest
         count = len(request.ids) if request.ids is not None else request.top_k or self.top
-        return min(count, manifest.passages) * -(-manifest.tokens // max(manifest.passages, 1))
+        return request.hops * min(count, manifest.passages) * -(-manifest.tokens // max(manifest.passages, 1))
 
     def kind(self, request: AnswerRequest) -> Hashable:
         """Return what questions must have in common to be read together."""
+        if request.hops > 1:
+            return object()  # with nothing else
         return (request.mode or self.mode, request.max_new_tokens, request.merge_ratio or 0.0, self._prune(request))
 
     def _prune(self, request: AnswerRequest) -> int:
@@ -180,17 +175,23 @@ class Service:
     def answer(self, requests: Sequence[AnswerRequest], ears: Ears | None = None) -> list[AnswerResponse | Exception]:
         """Answer checked questions of one kind; one that cannot be answered has an exception in its place."""
         library = self.library  # the same for the whole batch, whatever a reload does meanwhile
-        chosen: list[Chosen | Exception] = [self._try_choose(library, request) for request in requests]
+        hopped = self._hop(library, requests[0], ears) if len(requests) == 1 and requests[0].hops > 1 else None
+        chosen: list[Chosen | Exception] = (
+            [self._try_choose(library, request) for request in requests] if hopped is None else [hopped.chosen]
+        )
         ready = [n for n, found in enumerate(chosen) if isinstance(found, Chosen) and found.passages]
         results: list[AnswerResponse | Exception] = [
             found if isinstance(found, Exception) else self._nothing(request, found)
             for request, found in zip(requests, chosen, strict=True)
         ]  # those that are ready are replaced below
-        for n, found in enumerate(chosen if ears else ()):
-            if isinstance(found, Chosen):
-                ears.reading(n, found.passages)  # type: ignore[union-attr]
-        heard = ears.among(ready) if ears else None
-        answers = self._read([requests[n] for n in ready], [chosen[n] for n in ready], heard)  # type: ignore[misc]
+        if hopped is None:
+            for n, found in enumerate(chosen if ears else ()):
+                if isinstance(found, Chosen):
+                    ears.reading(n, found.passages)  # type: ignore[union-attr]
+            heard = ears.among(ready) if ears else None
+            answers = self._read([requests[n] for n in ready], [chosen[n] for n in ready], heard)  # type: ignore[misc]
+        else:
+            answers = [hopped.answer] if hopped.answer is not None else []
         for n, answer in zip(ready, answers, strict=True):
             found = chosen[n]
             assert isinstance(found, Chosen)
@@ -203,7 +204,18 @@ class Service:
             told = answer.abstaining(self.no_answer_above if above is None else above)
             said = {"answer": told.text, "best_guess": told.best_guess, "question_cut": cut}
             results[n] = self._respond(found, answer, len(ready)).model_copy(update=said)
-        return results
+        return results if hopped is None else [hopped.tell(result) for result in results]
+
+    def _hop(self, library: Library, request: AnswerRequest, ears: Ears | None) -> Hopped:
+        """Search and read several times for one question."""
+        quiet = Quiet(ears.jobs) if ears else None
+        hops = Hops(library, lambda chosen: self._read([request], [chosen], quiet)[0], quiet)
+        try:
+            return hops.run(self.reader, request, request.top_k or self.top, self.pace)
+        except RequestError as error:
+            return Hopped(error)
+        except Exception as error:
+            return Hopped(broken(error))
 
     def _try_choose(self, library: Library, request: AnswerRequest) -> Chosen | Exception:
         try:

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from btr.words import LETTER_A, composed, count_words, end_of_letter, spans_of, split_words
+from btr.words import LETTER_A, composed, count_words, end_of_letter, sentences_of, spans_of, split_words
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,19 @@ def test_composed_letters_know_where_they_come_from() -> None:
 def test_letter_ends_after_its_marks() -> None:
     text = "e\u0323\u0301a \u0939\u093f"
     assert [end_of_letter(text, end) for end in (0, 1, 2, 3, 4, 6, 7)] == [0, 3, 3, 3, 4, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("J. Smith was born in Rome. He died.", ["J. Smith was born in Rome.", "He died."]),
+        ('He said "No." Then (as told.) it fell.', ['He said "No."', "Then (as told.) it fell."]),
+        ("See e.g. this one! Or that?", ["See e.g. this one!", "Or that?"]),
+        ("One\nline\n \n and another ", ["One\nline", "and another"]),
+        ("富士山は高い。東京は大きい。", ["富士山は高い。", "東京は大きい。"]),
+        (" \n ", []),
+        ("", []),
+    ],
+)
+def test_sentences_are_those_of_the_punctuation(text: str, sentences: list[str]) -> None:
+    assert [text[start:end] for start, end in sentences_of(text)] == sentences

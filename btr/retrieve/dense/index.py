@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from btr import kernels
 from btr.errors import InputError
-from btr.retrieve.bm25 import Hits, check_mapped
+from btr.retrieve.bm25 import Hits
 from btr.retrieve.dense.encoder import Encoder
 from btr.retrieve.dense.quantize import Quantizer
 from btr.retrieve.dense.writer import INDEX, PROGRESS, ROTATION, Plan, Shards, read_state, row_bytes
+from btr.retrieve.mapped import check_mapped
 
 Search = Literal["rescored", "binary", "float"]
 
@@ -120,13 +121,47 @@ class Dense:
         top = min(top, self._passages)
         if how == "float":
             return self._search_floats(queries, top)
-        rotated = self.quantizer.rotate(queries)
+        return self._search_codes(self.quantizer.rotate(queries), top, how, candidates)
+
+    def _search_codes(self, rotated: NDArray[np.float32], top: int, how: Search, candidates: int = 0) -> list[Hits]:
+        """Search for rotated queries (Q, D): one pass over the bits for all of them."""
         wanted = top if how == "binary" else min(max(candidates or CANDIDATES, 10 * top), self._passages)
         ordinals, distances = self._nearest(kernels.pack(rotated), wanted)
         if how == "binary":
             return [(row, -found.astype(np.float32)) for row, found in zip(ordinals, distances, strict=True)]
         found = (np.sort(row) for row in ordinals)
         return [best(row, self._score(query, row), top) for query, row in zip(rotated, found, strict=True)]
+
+    def prepare(self, question: str) -> NDArray[np.float32]:
+        """Return what a question is searched by: its vector in the basis of the codes, (D,)."""
+        rotated: NDArray[np.float32] = self.quantizer.rotate(self.encoder.embed([question], "query"))[0]
+        return rotated
+
+    def search_prepared(self, questions: Sequence[NDArray[np.float32]], top: int) -> list[Hits]:
+        """Search for prepared questions in one pass: for each, to the bit, what `search` finds for it alone."""
+        if top < 1:
+            raise ValueError(f"top is {top}; ask for at least 1 passage")
+        self._check_files()
+        return self._search_codes(np.stack(questions), min(top, self._passages), "rescored")
+
+    def among(self, question: NDArray[np.float32], ordinals: NDArray[np.int64], top: int) -> Hits:
+        """Find the best of these passages alone, rising ordinals (R,), for a prepared question, scored as by `search`.
+
+        All of them are scored, near by the first code or not.
+        """
+        return best(ordinals, self.score_prepared(question, ordinals), top)
+
+    def score_prepared(self, question: NDArray[np.float32], ordinals: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Score given passages for a prepared question, as `score`."""
+        self._check_files()
+        return self._score(question, ordinals)
+
+    def depth(self, top: int, most: int) -> int:
+        """Return how many may be asked for, up to `most`, so that the first `top` are what a search for `top` finds.
+
+        As long as no more candidates are scored for them, that is.
+        """
+        return max(top, min(most, CANDIDATES // 10))
 
     def score(self, questions: Sequence[str], ordinals: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
         """Score given passages of each question by the codes, as `search` scores what it finds."""

@@ -91,7 +91,8 @@ class Quantizer:
         total = np.zeros(words.shape[1], np.float32)
         for code in range(self.codes):
             signs = kernels.unpack(words[code], self.dimension).astype(np.float32)
-            total += scales[:, code].astype(np.float32) * (signs @ query)
+            # einsum: a row's sum does not depend, in its last bit, on the other rows, as a matrix product's does
+            total += scales[:, code].astype(np.float32) * np.einsum("nd,d->n", signs, query)
         # Signs are longer than the vectors they stand for: of one code without scale this brings scores near cosines.
         return total if self.scaled else total / np.float32(np.sqrt(self.dimension))
 

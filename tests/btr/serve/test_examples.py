@@ -119,6 +119,14 @@ def test_load_stays_on_this_machine() -> None:
     assert done.returncode == 2 and "no machine but this one" in done.stderr
 
 
+def test_what_guesses_save_is_measured() -> None:
+    """It stops where guesses change what is found."""
+    flags = ("--steps", "3", "--rounds", "1", "--slower", "0.01")
+    rows = [json.loads(line) for line in run(sys.executable, str(EXAMPLES / "speculation.py"), *flags).splitlines()]
+    assert [row["stride"] for row in rows] == [0, 1, 0, 1, 1, 6, 5, 3]
+    assert all(row["measured"] > 0 for row in rows)
+
+
 def test_every_example_compiles() -> None:
     for file in EXAMPLES.glob("*.py"):
         compile(file.read_text(encoding="utf-8"), str(file), "exec", dont_inherit=True)
