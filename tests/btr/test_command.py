@@ -16,6 +16,7 @@ ABBREVIATED = (
     "precompute corpus.jsonl --lim 1",
     "serve s.btr --por 0",
     "mcp s.btr --read x",
+    "ask s.btr who --pass 1",
     "store latency s.btr --pass 1",
     "train reader --out run --steps 1 --conf default",
     "train tokenizer --text t --out o --siz 9",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from btr.precompute.__main__ import describe, parse
+from btr.precompute.run import describe, parse
 from btr.storage import Settings
 
 READER: dict[str, Any] = {
