@@ -122,7 +122,7 @@ class Extractive(BertRows):
 def calibrated(no_answer: float, line: tuple[float, float] | None) -> float:
     """Return a probability whose log-odds lie on a line (slope, intercept) over those of `no_answer`; None: itself."""
     if line is None or not 0 < no_answer < 1:
-        return no_answer
+        return min(no_answer, 1.0)  # a sum of probabilities, rounded
     slope, intercept = line
     return 1 / (1 + math.exp(min(slope * (math.log1p(-no_answer) - math.log(no_answer)) - intercept, 700.0)))
 
