@@ -29,7 +29,7 @@ import pytest
 import uvicorn
 
 from btr.__main__ import COMMANDS, main
-from btr.serve import Desk, Settings, create_app, load
+from btr.serve import Dispatcher, Settings, create_app, load
 from btr.serve.keys import Keys
 from btr.serve.server import bind, make_config
 
@@ -142,8 +142,8 @@ def go_to(folder: Path, patch: pytest.MonkeyPatch) -> None:
 @contextlib.contextmanager
 def serving(store: Path) -> Iterator[str]:
     """Serve a store, to be edited, from a thread; give the address."""
-    desk = Desk(load(Settings(store=store, editable=True)), Keys.read(None))
-    server = uvicorn.Server(make_config(desk, create_app(desk)))
+    dispatcher = Dispatcher(load(Settings(store=store, editable=True)), Keys.read(None))
+    server = uvicorn.Server(make_config(dispatcher, create_app(dispatcher)))
     with bind("127.0.0.1", 0) as bound:
         bound.listen()
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})

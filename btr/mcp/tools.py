@@ -113,7 +113,7 @@ class Tools:
     def _look(self) -> None:
         """Take up what the store got since the last question; where that fails, what was there is asked."""
         try:
-            if not self.service.library.store.is_current():
+            if not self.service.opened.store.is_current():
                 self.service.reload()
         except (InputError, StoreError, OSError) as error:
             _log.warning("the store changed, and cannot be read as it is now: %s", error)

@@ -16,10 +16,10 @@ from btr.errors import InputError
 from btr.reader import Reader
 from btr.retrieve.indexed import StaleIndex, open_index
 from btr.serve.app import create_app
-from btr.serve.desk import Desk
+from btr.serve.dispatch import Dispatcher
 from btr.serve.keys import Keys
-from btr.serve.library import Library
 from btr.serve.logs import write_json
+from btr.serve.opened import OpenStore
 from btr.serve.schema import AnswerRequest, RequestError
 from btr.serve.server import Server, bind, raise_file_limit, refusal
 from btr.serve.service import Service
@@ -27,7 +27,7 @@ from btr.serve.settings import DEFAULT_STORE, Settings, parse
 from btr.storage import Store, StoreError
 from btr.storage.manifest import read_manifest
 
-__all__ = ["AnswerRequest", "Desk", "Library", "RequestError", "Service", "Settings", "create_app", "main"]
+__all__ = ["AnswerRequest", "Dispatcher", "OpenStore", "RequestError", "Service", "Settings", "create_app", "main"]
 
 
 def check(settings: Settings) -> Keys:
@@ -73,9 +73,9 @@ def load(settings: Settings) -> Service:
             f"store {settings.store} was built by reader {name}, not to be loaded ({error}); {cure}"
         ) from error
     settings = settings.model_copy(update={"reader": name})
-    library = Library.open(settings.store, reader, name or "")
+    opened = OpenStore.open(settings.store, reader, name or "")
     model = Path(name).resolve().name if name and Path(name).is_dir() else reader.name
-    service = Service(reader, library, settings, model=model)
+    service = Service(reader, opened, settings, model=model)
     try:
         service.check_mode()
     except RequestError as error:  # nothing can be answered in this mode
@@ -99,13 +99,15 @@ def serve(service: Service, keys: Keys, bound: socket.socket) -> None:
     if not keys.digests and (editable or host not in ("127.0.0.1", "[::1]")):
         may = "ask, and change the store" if editable else "ask"
         print(f"warning: everybody who reaches {host}:{port} may {may}; --keys-file gives it keys", file=sys.stderr)
-    desk = Desk(service, keys, warm=False)
-    server = Server(desk, create_app(desk))
-    signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=desk.reload, daemon=True).start())
+    dispatcher = Dispatcher(service, keys, warm=False)
+    server = Server(dispatcher, create_app(dispatcher))
+    signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=dispatcher.reload, daemon=True).start())
     print(f"{service.passages:,} passages, model {service.model}: http://{host}:{port}", flush=True)
     server.run(sockets=[bound])
-    if desk.fault is not None:
-        raise InputError(f"{service.settings.store}: no question can be answered ({desk.fault})") from desk.fault
+    if dispatcher.fault is not None:
+        raise InputError(
+            f"{service.settings.store}: no question can be answered ({dispatcher.fault})"
+        ) from dispatcher.fault
 
 
 def leave(signum: int, frame: FrameType | None) -> NoReturn:

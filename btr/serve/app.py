@@ -11,9 +11,9 @@ from starlette.exceptions import HTTPException
 
 from btr import __version__
 from btr.serve.completion import MOST_STOPS
-from btr.serve.desk import Desk
+from btr.serve.dispatch import Dispatcher
 from btr.serve.errors import add_errors
-from btr.serve.guard import Guard
+from btr.serve.middleware import Middleware
 from btr.serve.openai import given, make_router
 from btr.serve.pages import render_docs, render_page
 from btr.serve.schema import (
@@ -66,80 +66,80 @@ INFO: dict[str, Any] = {
 }  # fmt: skip
 
 
-def create_app(desk: Desk) -> FastAPI:
-    """Return the application of a desk; the reader's thread lives as long as it."""
+def create_app(dispatcher: Dispatcher) -> FastAPI:
+    """Return the application of a dispatcher; the reader's thread lives as long as it."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        desk.start()
+        dispatcher.start()
         yield
-        desk.draining = True
-        await asyncio.to_thread(desk.queue.close, 5.0)
+        dispatcher.draining = True
+        await asyncio.to_thread(dispatcher.queue.close, 5.0)
 
     app = FastAPI(
         title="btr", version=__version__, description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None,
         responses=REFUSALS,
     )  # fmt: skip
-    app.add_middleware(Guard, desk=desk)
-    add_errors(app, desk)
-    _add_questions(app, desk)
-    _add_passages(app, desk)
-    app.include_router(make_router(desk))
-    _add_operation(app, desk)
-    _add_pages(app, desk)
+    app.add_middleware(Middleware, dispatcher=dispatcher)
+    add_errors(app, dispatcher)
+    _add_questions(app, dispatcher)
+    _add_passages(app, dispatcher)
+    app.include_router(make_router(dispatcher))
+    _add_operation(app, dispatcher)
+    _add_pages(app, dispatcher)
     return app
 
 
-def _add_questions(app: FastAPI, desk: Desk) -> None:
+def _add_questions(app: FastAPI, dispatcher: Dispatcher) -> None:
     streamed = given({"text/event-stream": 'event: text\ndata: {"text": "Wilhelm"}\n\nevent: answer\ndata: {...}\n\n'})
 
     @app.post("/v1/answer", response_model=AnswerResponse, response_model_exclude_none=True, responses=streamed)
     async def answer(http: Request, request: StreamableRequest) -> AnswerResponse | Response:
         """Answer one question from the store, or from passages sent with it; with `stream`, show it as it comes."""
         if not request.stream:
-            return await desk.ask(http, request)
-        lines = write_events(await begun(desk.follow(http, request)))
-        return respond(lines, lambda code: desk.metrics.errors.labels(code).inc())
+            return await dispatcher.ask(http, request)
+        lines = write_events(await begun(dispatcher.follow(http, request)))
+        return respond(lines, lambda code: dispatcher.metrics.errors.labels(code).inc())
 
     @app.post("/v1/answer/batch", response_model_exclude_none=True)
     async def answer_batch(http: Request, request: BatchRequest) -> BatchResponse:
         """Answer several questions; each item of the result has an `answer` or an `error`."""
-        most = min(desk.service.settings.max_questions, desk.service.settings.queue)
+        most = min(dispatcher.service.settings.max_questions, dispatcher.service.settings.queue)
         if len(request.questions) > most:
             message = f"questions must be of length 1 to {most}, not {len(request.questions)}"
             raise RequestError(400, message, "out_of_range", param="questions")
         items = []
-        for result in await desk.ask_all(http, request.questions):
+        for result in await dispatcher.ask_all(http, request.questions):
             if isinstance(result, AnswerResponse):
                 items.append(BatchItem(answer=result))
             else:
-                desk.metrics.errors.labels(result.code).inc()
+                dispatcher.metrics.errors.labels(result.code).inc()
                 items.append(BatchItem(error=ErrorBody(**result.body)))
         return BatchResponse(results=items)
 
 
-def _add_passages(app: FastAPI, desk: Desk) -> None:
+def _add_passages(app: FastAPI, dispatcher: Dispatcher) -> None:
     id_of = Annotated[str, Path(description="the passage's id, slashes and all", examples=["light-2"])]
 
     @app.get("/v1/passages/{passage_id:path}")
     async def passage(passage_id: id_of) -> StoredPassage:
         """Look up a passage of the store."""
-        return await asyncio.to_thread(desk.service.passage, passage_id)
+        return await asyncio.to_thread(dispatcher.service.passage, passage_id)
 
     @app.post("/v1/passages")
     @app.put("/v1/passages")
     async def upsert(http: Request, request: UpsertRequest) -> EditResponse:
         """Put passages into the store, if the server may change it (`--editable`): all of them or none."""
-        return await desk.edit(http, request)
+        return await dispatcher.edit(http, request)
 
     @app.delete("/v1/passages/{passage_id:path}")
     async def delete(http: Request, passage_id: id_of) -> EditResponse:
         """Delete a passage from the store, if the server may change it (`--editable`)."""
-        return await desk.edit(http, Removal(passage_id))
+        return await dispatcher.edit(http, Removal(passage_id))
 
 
-def _add_operation(app: FastAPI, desk: Desk) -> None:
-    service = desk.service
+def _add_operation(app: FastAPI, dispatcher: Dispatcher) -> None:
+    service = dispatcher.service
 
     @app.get("/health", responses=given({"application/json": {"status": "ok"}}))
     async def health() -> dict[str, str]:
@@ -149,16 +149,16 @@ def _add_operation(app: FastAPI, desk: Desk) -> None:
     @app.get("/ready", responses=given({"application/json": {"status": "ready"}}))
     async def ready() -> dict[str, str]:
         """Tell whether new questions are taken: the reader is loaded and warm, and nobody asked to stop."""
-        if not desk.warm and not desk.draining:
+        if not dispatcher.warm and not dispatcher.draining:
             raise RequestError(503, "the reader warms up; questions wait in line until then", "warming_up", 1)
-        if not desk.ready:
+        if not dispatcher.ready:
             raise RequestError(503, "the server is shutting down", "draining", 5)
         return {"status": "ready"}
 
     @app.get("/metrics", response_class=Response, responses=given({"text/plain": "btr_ready 1.0\n"}))
     async def metrics() -> Response:
         """Give the server's numbers, for Prometheus."""
-        return Response(desk.metrics.render(), media_type=desk.metrics.content_type)
+        return Response(dispatcher.metrics.render(), media_type=dispatcher.metrics.content_type)
 
     @app.get("/info", responses=given({"application/json": INFO}))
     async def info() -> dict[str, Any]:
@@ -173,17 +173,19 @@ def _add_operation(app: FastAPI, desk: Desk) -> None:
             "version": __version__, "model": service.model, "family": service.reader.family,
             "fingerprint": service.reader.fingerprint, "passages": service.passages, "mode": service.mode,
             "no_answer_above": service.no_answer_above,
-            "top": service.top, "editable": service.settings.editable, "unindexed": service.library.unindexed,
+            "top": service.top, "editable": service.settings.editable, "unindexed": service.opened.unindexed,
             "queue": service.settings.queue, "timeout": service.settings.timeout,
             "limits": {name: getattr(service.settings, name) for name in (*limits, "connections", "receive_timeout")}
             | {name: getattr(service.reader.config, name) for name in reads} | {"max_stops": MOST_STOPS},
         }  # fmt: skip
 
 
-def _add_pages(app: FastAPI, desk: Desk) -> None:
+def _add_pages(app: FastAPI, dispatcher: Dispatcher) -> None:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> HTMLResponse:
-        text, policy = render_page(desk.service.examples(), desk.service.mode, bool(desk.keys.digests))
+        text, policy = render_page(
+            dispatcher.service.examples(), dispatcher.service.mode, bool(dispatcher.keys.digests)
+        )
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)

@@ -50,7 +50,7 @@ def check_edit(service: Service, asked: Edit) -> None:
 
 def edit_cost(service: Service, asked: Edit) -> int:
     """Estimate the passage tokens to be encoded: of each piece of a long text, no more than the reader reads."""
-    most, words = service.reader.config.max_passage_tokens, words_of(service.library.store.manifest)
+    most, words = service.reader.config.max_passage_tokens, words_of(service.opened.store.manifest)
     given = asked.passages if isinstance(asked, UpsertRequest) else ()
     pieces = [piece for p in given for piece in divide(Passage(p.id, p.title, p.text), words)]
     return sum(min(most, len(piece.title + piece.text) // CHARACTERS + 4) for piece in pieces)
@@ -62,7 +62,7 @@ def apply_edit(service: Service, asked: Edit) -> EditResponse:
     Raises:
         RequestError: it was not changed, or changed and could not be opened again; it says which.
     """
-    began, path = perf_counter(), service.library.store.path
+    began, path = perf_counter(), service.opened.store.path
     try:
         with edit(path) as editor:
             if isinstance(asked, Removal):
@@ -73,8 +73,8 @@ def apply_edit(service: Service, asked: Edit) -> EditResponse:
     except (StoreError, InputError, OSError) as error:
         raise _refusal(error) from error
     _refresh(service, path)
-    library = service.library
-    reply = EditResponse(**done, passages=len(library.store), unindexed=library.unindexed)
+    opened = service.opened
+    reply = EditResponse(**done, passages=len(opened.store), unindexed=opened.unindexed)
     _log.info("edited", extra={"fields": reply.model_dump() | {"seconds": round(perf_counter() - began, 4)}})
     return reply
 

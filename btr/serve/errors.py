@@ -5,7 +5,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from btr.serve.desk import ClientLeft, Desk
+from btr.serve.dispatch import ClientLeft, Dispatcher
 from btr.serve.faults import LONGEST, explain, shown
 from btr.serve.schema import BatchRequest, RequestError, StreamableRequest, UpsertRequest, error_body
 
@@ -49,12 +49,12 @@ def _unknown(app: FastAPI, request: Request) -> str:
     return f"there is no {shown(request.url.path)} here; this server has {', '.join(paths)} (/docs says more)"
 
 
-def add_errors(app: FastAPI, desk: Desk) -> None:
+def add_errors(app: FastAPI, dispatcher: Dispatcher) -> None:
     """Teach the application to answer faults."""
 
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> JSONResponse:
-        desk.metrics.errors.labels(error.code).inc()
+        dispatcher.metrics.errors.labels(error.code).inc()
         return refusal(error)
 
     @app.exception_handler(ClientLeft)
@@ -63,13 +63,13 @@ def add_errors(app: FastAPI, desk: Desk) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        desk.metrics.errors.labels("malformed").inc()
+        dispatcher.metrics.errors.labels("malformed").inc()
         return _malformed(request, error)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         code = CODES.get(error.status_code, "bad_request")
-        desk.metrics.errors.labels(code).inc()
+        dispatcher.metrics.errors.labels(code).inc()
         headers, said = dict(error.headers or {}), str(error.detail)
         if error.status_code == 404:
             said = _unknown(app, request)

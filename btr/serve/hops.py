@@ -15,14 +15,14 @@ from btr.hops.pace import Pace
 from btr.reader import Answer, Reader
 from btr.retrieve.bm25 import Hits
 from btr.serve.chosen import Chosen
-from btr.serve.library import Library
+from btr.serve.opened import OpenStore
 from btr.serve.queue import late
 from btr.serve.schema import AnswerRequest, AnswerResponse, Hop, RequestError
 from btr.serve.streams import Ears
 from btr.storage import Encoded
 
 
-def check_hops(library: Library, request: AnswerRequest) -> None:
+def check_hops(opened: OpenStore, request: AnswerRequest) -> None:
     """Refuse hops over passages that are named, or over a store of which no query can be made.
 
     Raises:
@@ -31,7 +31,7 @@ def check_hops(library: Library, request: AnswerRequest) -> None:
     given = [name for name in ("ids", "passages") if getattr(request, name) is not None]
     if given:
         raise RequestError(400, f"hops search the store; leave out {given[0]}, or hops", "conflict", param="hops")
-    if library.store.manifest.options.get("text") is False:
+    if opened.store.manifest.options.get("text") is False:
         message = "the store keeps no texts, of which further queries are made; leave hops out"
         raise RequestError(400, message, "no_texts", param="hops")
 
@@ -66,9 +66,9 @@ class Quiet(Ears):
 class Hops:
     """Search and read for one question; seconds add up."""
 
-    def __init__(self, library: Library, read: Callable[[Chosen], Answer | Exception], ears: Ears | None) -> None:
-        self.library, self.answer, self.ears = library, read, ears
-        self.index: Any = library.index
+    def __init__(self, opened: OpenStore, read: Callable[[Chosen], Answer | Exception], ears: Ears | None) -> None:
+        self.opened, self.answer, self.ears = opened, read, ears
+        self.index: Any = opened.index
         self.seconds: dict[str, float] = {}
         self.tokens: dict[tuple[str, ...], int] = {}  # of the passages of a step
 
@@ -125,7 +125,7 @@ class Hops:
     def load(self, ordinals: list[int]) -> Encoded:
         """Take passages from the store."""
         began = perf_counter()
-        found = self.library.store.at(ordinals)
+        found = self.opened.store.at(ordinals)
         self._add({"load": perf_counter() - began})
         return found
 

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import JSONResponse
 
 from btr.serve.completion import ChatRequest, CompletionRequest, Form, StreamOptions, form_of, no_model, to_answer
-from btr.serve.desk import Desk
+from btr.serve.dispatch import Dispatcher
 from btr.serve.schema import REPLY, AnswerResponse
 from btr.serve.stops import Stopper, cut
 from btr.serve.streams import Happening, begun, event, respond, rest
@@ -156,19 +156,19 @@ def completed(kind: Kind) -> dict[int | str, dict[str, Any]]:
     return given({"application/json": writer.whole(reply), "text/event-stream": 'data: {"choices": [...]}\n\n'})
 
 
-def make_router(desk: Desk) -> APIRouter:
+def make_router(dispatcher: Dispatcher) -> APIRouter:
     """Return the routes under `/v1` that OpenAI's clients call."""
     router = APIRouter(prefix="/v1")
-    model = {"id": desk.service.model, "object": "model", "created": int(time()), "owned_by": "btr"}
+    model = {"id": dispatcher.service.model, "object": "model", "created": int(time()), "owned_by": "btr"}
 
     async def complete(http: Request, request: ChatRequest | CompletionRequest, kind: Kind) -> Response:
-        asked = to_answer(request, desk.service.model, desk.service.settings.max_new_tokens)
-        writer = Writer(kind, desk.service.model, asked.max_new_tokens, form_of(request))
+        asked = to_answer(request, dispatcher.service.model, dispatcher.service.settings.max_new_tokens)
+        writer = Writer(kind, dispatcher.service.model, asked.max_new_tokens, form_of(request))
         if not request.stream:
-            return JSONResponse(writer.whole(await desk.ask(http, asked)))
+            return JSONResponse(writer.whole(await dispatcher.ask(http, asked)))
         options = request.stream_options or StreamOptions()
-        lines = writer.stream(await begun(desk.follow(http, asked)), bool(options.include_usage))
-        return respond(lines, lambda code: desk.metrics.errors.labels(code).inc())
+        lines = writer.stream(await begun(dispatcher.follow(http, asked)), bool(options.include_usage))
+        return respond(lines, lambda code: dispatcher.metrics.errors.labels(code).inc())
 
     @router.post("/chat/completions", response_model=None, responses=completed("chat"))
     async def chat(http: Request, request: ChatRequest) -> Response:
@@ -193,7 +193,7 @@ def make_router(desk: Desk) -> APIRouter:
     ) -> dict[str, Any]:
         """Describe the model that is served."""
         if name != model["id"]:
-            raise no_model(name, desk.service.model)
+            raise no_model(name, dispatcher.service.model)
         return model
 
     return router

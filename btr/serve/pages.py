@@ -10,7 +10,7 @@ from re import DOTALL, findall
 from re import sub as replace
 from typing import Any
 
-from btr.serve.guard import HEADERS
+from btr.serve.middleware import HEADERS
 
 PAGE = Path(__file__).with_name("page.html")
 STYLE = """

@@ -11,8 +11,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from btr.errors import InputError
-from btr.serve.desk import Desk
-from btr.serve.timed import timed_protocol
+from btr.serve.deadlines import timed_protocol
+from btr.serve.dispatch import Dispatcher
 
 GRACE = 1.0  # seconds in which /ready says 503 before the door is closed, so that a balancer can see it
 _log = logging.getLogger("btr.serve")
@@ -48,36 +48,36 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def make_config(desk: Desk, app: FastAPI) -> uvicorn.Config:
-    """Return how uvicorn serves a desk."""
+def make_config(dispatcher: Dispatcher, app: FastAPI) -> uvicorn.Config:
+    """Return how uvicorn serves a dispatcher."""
     return uvicorn.Config(
-        app, http=timed_protocol(desk), ws="none", log_config=None, access_log=False, server_header=False,
-        lifespan="on", timeout_graceful_shutdown=2,  # the guard bounds the connections
+        app, http=timed_protocol(dispatcher), ws="none", log_config=None, access_log=False, server_header=False,
+        lifespan="on", timeout_graceful_shutdown=2,  # the middleware bounds the connections
     )  # fmt: skip
 
 
 class Server(uvicorn.Server):
-    """Serve a desk.  The first signal drains it, a second one ends it at once; so does a fault of the desk."""
+    """Serve a dispatcher.  The first signal drains it, a second one ends it at once; so does a fault of its own."""
 
-    def __init__(self, desk: Desk, app: FastAPI) -> None:
-        self.desk, self.asked_to_leave = desk, 0.0
-        super().__init__(make_config(desk, app))
+    def __init__(self, dispatcher: Dispatcher, app: FastAPI) -> None:
+        self.dispatcher, self.asked_to_leave = dispatcher, 0.0
+        super().__init__(make_config(dispatcher, app))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; the loop looks at it ten times a second."""
-        if self.desk.draining:
+        if self.dispatcher.draining:
             self.should_exit = self.force_exit = True
-        self.desk.draining = True
+        self.dispatcher.draining = True
 
     async def on_tick(self, counter: int) -> bool:
         """Leave when the work under way is done, or its time is up."""
-        if self.desk.fault is not None:
+        if self.dispatcher.fault is not None:
             self.should_exit = True
-        if self.desk.draining and not self.should_exit:
+        if self.dispatcher.draining and not self.should_exit:
             if not self.asked_to_leave:  # logged here: a signal comes in the middle of whatever request is at work
                 self.asked_to_leave = monotonic()
-                _log.info("draining", extra={"fields": {"waiting": len(self.desk.queue)}})
+                _log.info("draining", extra={"fields": {"waiting": len(self.dispatcher.queue)}})
             since = monotonic() - self.asked_to_leave
-            done = self.desk.queue.idle and since >= GRACE
-            self.should_exit = done or since >= self.desk.service.settings.shutdown_timeout
+            done = self.dispatcher.queue.idle and since >= GRACE
+            self.should_exit = done or since >= self.dispatcher.service.settings.shutdown_timeout
         return await super().on_tick(counter)

@@ -1,4 +1,4 @@
-"""Answer questions from one reader and a library.  Of HTTP it knows the statuses of refusals."""
+"""Answer questions from one reader and an open store.  Of HTTP it knows the statuses of refusals."""
 
 import logging
 import threading
@@ -17,7 +17,7 @@ from btr.reader.truncation import shorten
 from btr.retrieve.bm25 import Hits
 from btr.serve.chosen import Chosen
 from btr.serve.hops import Hopped, Hops, Quiet, check_hops
-from btr.serve.library import Library
+from btr.serve.opened import OpenStore
 from btr.serve.schema import (
     AnswerRequest,
     AnswerResponse,
@@ -45,13 +45,13 @@ _log = logging.getLogger("btr.serve")
 
 
 class Service:
-    """Answer questions from one reader and one library.
+    """Answer questions from one reader and one open store.
 
     `check` and `passage` may be called from any thread, `answer` from one at a time.
     """
 
-    def __init__(self, reader: Reader, library: Library, settings: Settings, *, model: str) -> None:
-        self.reader, self.library, self.settings, self.model = reader, library, settings, model
+    def __init__(self, reader: Reader, opened: OpenStore, settings: Settings, *, model: str) -> None:
+        self.reader, self.opened, self.settings, self.model = reader, opened, settings, model
         self.mode: Mode = settings.mode
         self.top = settings.top or min(reader.config.passages, settings.max_passages)
         given = settings.batch_tokens
@@ -62,7 +62,7 @@ class Service:
     @property
     def passages(self) -> int:
         """Passages in the store."""
-        return len(self.library.store)
+        return len(self.opened.store)
 
     @property
     def no_answer_above(self) -> float | None:
@@ -72,7 +72,7 @@ class Service:
 
     def check_mode(self) -> None:
         """Refuse a store from which nothing can be answered in the mode that is the default; raises RequestError."""
-        found = self._try_choose(self.library, self._first())
+        found = self._try_choose(self.opened, self._first())
         if isinstance(found, Exception):
             raise found
 
@@ -84,7 +84,7 @@ class Service:
 
     def _first(self) -> AnswerRequest:
         """Return a question about the first passage."""
-        store = self.library.store
+        store = self.opened.store
         return AnswerRequest(question="What is this?", ids=[store.at([next(store.live())]).ids[0]])
 
     def reload(self) -> None:
@@ -99,16 +99,16 @@ class Service:
     def refresh(self, path: Path) -> None:
         """Answer from the newest state of the store at `path`, unless another has taken its place; as `reload`."""
         with self._opening:
-            if self.library.store.path == path:
+            if self.opened.store.path == path:
                 self._open(path)
 
     def _open(self, path: Path) -> None:
-        self.library = Library.open(path, self.reader, self.settings.reader or "", self.library)
+        self.opened = OpenStore.open(path, self.reader, self.settings.reader or "", self.opened)
 
     def examples(self) -> list[str]:
         """Return questions that are worth a try: those of the sample corpus, if that is what the store holds."""
         try:
-            self.library.store.get(list(EXAMPLES.values()))
+            self.opened.store.get(list(EXAMPLES.values()))
         except StoreError:
             return []
         return list(EXAMPLES)
@@ -119,7 +119,7 @@ class Service:
         Raises:
             RequestError: 404, the store does not hold it; 500, it is damaged.
         """
-        found = _load(self.library, [passage_id])
+        found = _load(self.opened, [passage_id])
         return StoredPassage(id=found.ids[0], title=found.titles[0], text=found.texts[0], tokens=int(found.lengths[0]))
 
     def check(self, request: AnswerRequest) -> None:
@@ -140,7 +140,7 @@ class Service:
         if len(given) > 1:
             raise RequestError(400, f"send only one of top_k, ids and passages, not {' and '.join(given)}", "conflict")
         if request.hops > 1:
-            check_hops(self.library, request)
+            check_hops(self.opened, request)
         asked = {"top_k": request.top_k, "max_new_tokens": request.max_new_tokens}
         asked |= {name: len(getattr(request, name)) for name in ("ids", "passages") if name in given}
         for name, count in asked.items():
@@ -148,7 +148,7 @@ class Service:
             if count is not None and not 1 <= count <= most:
                 unit = "of length " if name in ("ids", "passages") else ""
                 raise RequestError(400, f"{name} must be {unit}1 to {most}, not {count}", "out_of_range")
-        if self.library.index is None and not {"ids", "passages"} & set(given):
+        if self.opened.index is None and not {"ids", "passages"} & set(given):
             raise RequestError(400, "the store has no index to search; send ids or passages", "no_index")
         _inline(request.passages or ())
 
@@ -157,7 +157,7 @@ class Service:
         most = self.reader.config.max_passage_tokens
         if request.passages is not None:
             return sum(min(most, len(p.title + p.text) // CHARACTERS + 4) for p in request.passages)
-        manifest = self.library.store.manifest
+        manifest = self.opened.store.manifest
         count = len(request.ids) if request.ids is not None else request.top_k or self.top
         return request.hops * min(count, manifest.passages) * -(-manifest.tokens // max(manifest.passages, 1))
 
@@ -174,10 +174,10 @@ class Service:
 
     def answer(self, requests: Sequence[AnswerRequest], ears: Ears | None = None) -> list[AnswerResponse | Exception]:
         """Answer checked questions of one kind; one that cannot be answered has an exception in its place."""
-        library = self.library  # the same for the whole batch, whatever a reload does meanwhile
-        hopped = self._hop(library, requests[0], ears) if len(requests) == 1 and requests[0].hops > 1 else None
+        opened = self.opened  # the same for the whole batch, whatever a reload does meanwhile
+        hopped = self._hop(opened, requests[0], ears) if len(requests) == 1 and requests[0].hops > 1 else None
         chosen: list[Chosen | Exception] = (
-            [self._try_choose(library, request) for request in requests] if hopped is None else [hopped.chosen]
+            [self._try_choose(opened, request) for request in requests] if hopped is None else [hopped.chosen]
         )
         ready = [n for n, found in enumerate(chosen) if isinstance(found, Chosen) and found.passages]
         results: list[AnswerResponse | Exception] = [
@@ -206,10 +206,10 @@ class Service:
             results[n] = self._respond(found, answer, len(ready)).model_copy(update=said)
         return results if hopped is None else [hopped.tell(result) for result in results]
 
-    def _hop(self, library: Library, request: AnswerRequest, ears: Ears | None) -> Hopped:
+    def _hop(self, opened: OpenStore, request: AnswerRequest, ears: Ears | None) -> Hopped:
         """Search and read several times for one question."""
         quiet = Quiet(ears.jobs) if ears else None
-        hops = Hops(library, lambda chosen: self._read([request], [chosen], quiet)[0], quiet)
+        hops = Hops(opened, lambda chosen: self._read([request], [chosen], quiet)[0], quiet)
         try:
             return hops.run(self.reader, request, request.top_k or self.top, self.pace)
         except RequestError as error:
@@ -217,9 +217,9 @@ class Service:
         except Exception as error:
             return Hopped(broken(error))
 
-    def _try_choose(self, library: Library, request: AnswerRequest) -> Chosen | Exception:
+    def _try_choose(self, opened: OpenStore, request: AnswerRequest) -> Chosen | Exception:
         try:
-            found = self._choose(library, request)
+            found = self._choose(opened, request)
             _source(found, request.mode or self.mode, self._prune(request))
             return found
         except RequestError as error:
@@ -293,13 +293,13 @@ class Service:
             answer_tokens=len(answer.tokens),
         )
 
-    def _choose(self, library: Library, request: AnswerRequest) -> Chosen:
+    def _choose(self, opened: OpenStore, request: AnswerRequest) -> Chosen:
         if request.passages is not None:
             return Chosen(_inline(request.passages))
         start = perf_counter()
-        hits = self._search(library, request) if request.ids is None else None
+        hits = self._search(opened, request) if request.ids is None else None
         found = perf_counter()
-        encoded = _load(library, request.ids or ()) if hits is None else library.store.at(hits[0].tolist())
+        encoded = _load(opened, request.ids or ()) if hits is None else opened.store.at(hits[0].tolist())
         timings = {"retrieve": found - start, "load": perf_counter() - found}
         passages = tuple(Passage(*row) for row in zip(encoded.ids, encoded.titles, encoded.texts, strict=True))
         return Chosen(passages, encoded, hits[1] if hits else None, timings)
@@ -310,20 +310,20 @@ class Service:
         Raises:
             RequestError: the query is at fault, or a passage cannot be read.
         """
-        request, library = AnswerRequest(question=query, top_k=top), self.library
+        request, opened = AnswerRequest(question=query, top_k=top), self.opened
         self.check(request)
         try:
-            chosen = self._choose(library, request)
+            chosen = self._choose(opened, request)
         except StoreError as error:
             raise broken(error) from error
         scores = chosen.scores
         assert scores is not None
         return list(zip(chosen.passages, scores.tolist(), strict=True))
 
-    def _search(self, library: Library, request: Evidence) -> Hits:
-        if library.index is None:
+    def _search(self, opened: OpenStore, request: Evidence) -> Hits:
+        if opened.index is None:
             raise RequestError(400, "the store has no index to search; send ids or passages", "no_index")
-        (hits,) = library.index.search([request.question], request.top_k or self.top)  # type: ignore[attr-defined]
+        (hits,) = opened.index.search([request.question], request.top_k or self.top)  # type: ignore[attr-defined]
         return hits
 
 
@@ -338,9 +338,9 @@ def broken(error: Exception) -> RequestError:
     return RequestError(500, "the server failed; its log says how", "internal_error")
 
 
-def _load(library: Library, ids: Sequence[str]) -> Encoded:
+def _load(opened: OpenStore, ids: Sequence[str]) -> Encoded:
     try:
-        return library.store.get(list(dict.fromkeys(ids)))
+        return opened.store.get(list(dict.fromkeys(ids)))
     except UnknownId as error:
         names = ", ".join(repr(name[:80]) for name in error.ids[:5])
         raise RequestError(404, f"the store has no passage {names}", "unknown_id") from error

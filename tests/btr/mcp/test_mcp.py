@@ -67,14 +67,14 @@ def call(server: Any, tool: str, **arguments: Any) -> Any:
 def test_answer_is_that_of_the_reader(folder: Path) -> None:
     service = open_service(folder, "bert")
     question = "Who built the lighthouse?"
-    found = service.library.index.search([question], 3)[0][0]  # type: ignore[union-attr]
-    source = service.library.store.at(found.tolist())
+    found = service.opened.index.search([question], 3)[0][0]  # type: ignore[union-attr]
+    source = service.opened.store.at(found.tolist())
     answer = service.reader.answer(question, source, mode="binary", max_new_tokens=32)
     reply = call(make_server(service), "answer", question=question)
     assert (reply["answer"], reply["no_answer"], reply["score"]) == (answer.text, answer.no_answer, answer.score)
     cited = reply["citation"]
     assert cited["text"][cited["start"] : cited["end"]] == reply["answer"]
-    [kept] = service.library.store.get([cited["id"]]).texts
+    [kept] = service.opened.store.get([cited["id"]]).texts
     assert cited["text"] == kept and reply["question_cut"] is False
 
 
@@ -94,9 +94,9 @@ def test_answer_from_passages_of_ones_own(folder: Path, passages: list[Any]) -> 
 
 def test_search_finds_what_the_index_finds(folder: Path) -> None:
     service = open_service(folder, "bert")
-    ((ordinals, scores),) = service.library.index.search(["mules and salt"], 2)  # type: ignore[union-attr]
+    ((ordinals, scores),) = service.opened.index.search(["mules and salt"], 2)  # type: ignore[union-attr]
     found = call(make_server(service), "search", query="mules and salt", top=2)["passages"]
-    assert [one["id"] for one in found] == list(service.library.store.at(ordinals.tolist()).ids)
+    assert [one["id"] for one in found] == list(service.opened.store.at(ordinals.tolist()).ids)
     assert [one["score"] for one in found] == scores.tolist() and "mule" in found[0]["text"]
     assert call(make_server(service), "search", query="xyzzy")["passages"] == []
 

@@ -15,7 +15,7 @@ import uvicorn
 
 from btr.errors import InputError
 from btr.reader.answer import Answer, Span
-from btr.serve import Desk, Library, Service, Settings, create_app
+from btr.serve import Dispatcher, OpenStore, Service, Settings, create_app
 from btr.serve.keys import Keys
 from btr.serve.server import bind, make_config
 from btr.storage import Encoded, UnknownId
@@ -175,16 +175,16 @@ def ask(port: int, **request: Any) -> dict[str, Any]:
 
 def make_desk(
     reader: FakeReader, texts: Sequence[str] = TEXTS, keys: Keys | None = None, warm: bool = True, **settings: Any
-) -> Desk:
-    """Put the doubles behind a desk."""
-    doubles: Any = (reader, Library(FakeStore(texts), FakeIndex()))
-    return Desk(Service(*doubles, Settings(**({"top": 3} | settings)), model="double"), keys, warm=warm)
+) -> Dispatcher:
+    """Put the doubles behind a dispatcher."""
+    doubles: Any = (reader, OpenStore(FakeStore(texts), FakeIndex()))
+    return Dispatcher(Service(*doubles, Settings(**({"top": 3} | settings)), model="double"), keys, warm=warm)
 
 
 @contextmanager
-def serving(desk: Desk) -> Iterator[int]:
+def serving(dispatcher: Dispatcher) -> Iterator[int]:
     """Serve on a free loopback port from a thread, and give the port."""
-    server = uvicorn.Server(make_config(desk, create_app(desk)))
+    server = uvicorn.Server(make_config(dispatcher, create_app(dispatcher)))
     with bind("127.0.0.1", 0) as bound:
         bound.listen()
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
@@ -267,7 +267,7 @@ class Kit(SimpleNamespace):
     D, TOKENS, WAIT, TITLES, TEXTS = D, TOKENS, WAIT, TITLES, TEXTS
     FakeReader = FakeReader
     Page = Page
-    serving: Callable[[Desk], AbstractContextManager[int]] = staticmethod(serving)
+    serving: Callable[[Dispatcher], AbstractContextManager[int]] = staticmethod(serving)
     make_desk = staticmethod(make_desk)
     send = staticmethod(send)
     ask = staticmethod(ask)
@@ -286,15 +286,15 @@ def reader() -> FakeReader:
 
 
 @pytest.fixture
-def desk(reader: FakeReader) -> Desk:
-    """A desk with narrow limits."""
+def dispatcher(reader: FakeReader) -> Dispatcher:
+    """A dispatcher with narrow limits."""
     return make_desk(reader, max_body_bytes=10_000, max_passages=3, max_new_tokens=64, max_question_chars=200)
 
 
 @pytest.fixture
-def port(desk: Desk) -> Iterator[int]:
+def port(dispatcher: Dispatcher) -> Iterator[int]:
     """The port of its server."""
-    with serving(desk) as taken:
+    with serving(dispatcher) as taken:
         yield taken
 
 

@@ -16,7 +16,7 @@ import pytest
 from btr.corpus import Passage
 from btr.errors import InputError
 from btr.reader.answer import Span
-from btr.serve import Library
+from btr.serve import OpenStore
 from btr.serve.service import EXAMPLES
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -91,10 +91,10 @@ def test_ids_are_read_once_each_and_have_no_retrieval_score(kit: Any, port: int,
 
 
 def test_store_without_index_reads_what_is_named(kit: Any, reader: Any) -> None:
-    desk = kit.make_desk(reader)
-    desk.service.library = Library(desk.service.library.store, None)
-    desk.service.warm_up()
-    with kit.serving(desk) as port:
+    dispatcher = kit.make_desk(reader)
+    dispatcher.service.opened = OpenStore(dispatcher.service.opened.store, None)
+    dispatcher.service.warm_up()
+    with kit.serving(dispatcher) as port:
         assert kit.ask(port, ids=["p0"])["answer"] == "Ada Berg"
         status, _, reply = kit.send(port, "POST", "/v1/answer", '{"question": "Who?"}')
     assert (status, reply["error"]["code"]) == (400, "no_index")

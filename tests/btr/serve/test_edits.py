@@ -21,7 +21,7 @@ from btr.precompute import __main__ as precompute
 from btr.reader import Reader
 from btr.retrieve import indexed
 from btr.retrieve.dense.writer import Plan
-from btr.serve import Desk, Library, Service, Settings, desk, edits
+from btr.serve import Dispatcher, OpenStore, Service, Settings, dispatcher, edits
 from btr.serve.keys import Keys
 from btr.serve.schema import Removal, UpsertRequest
 from btr.storage import Store
@@ -48,15 +48,15 @@ def store(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder / "bert.btr", tmp_path / "store.btr"))
 
 
-def make_desk(folder: Path, store: Path, keys: Keys | None = None, **settings: Any) -> Desk:
+def make_desk(folder: Path, store: Path, keys: Keys | None = None, **settings: Any) -> Dispatcher:
     reader = Reader.from_pretrained(folder / "bert")
     given = Settings(**({"store": store, "editable": True, "max_passages": 10} | settings))
-    return Desk(Service(reader, Library.open(store, reader), given, model="bert"), keys)
+    return Dispatcher(Service(reader, OpenStore.open(store, reader), given, model="bert"), keys)
 
 
 @pytest.fixture
-def live(kit: Any, folder: Path, store: Path) -> Iterator[tuple[Desk, int]]:
-    """A desk whose store may be changed, and its port."""
+def live(kit: Any, folder: Path, store: Path) -> Iterator[tuple[Dispatcher, int]]:
+    """A dispatcher whose store may be changed, and its port."""
     made = make_desk(folder, store)
     with kit.serving(made) as port:
         yield made, port
@@ -73,7 +73,7 @@ def found(kit: Any, port: int, question: str) -> list[str]:
 
 
 def test_next_answer_sees_what_was_put_replaced_and_deleted(
-    kit: Any, live: tuple[Desk, int], caplog: pytest.LogCaptureFixture
+    kit: Any, live: tuple[Dispatcher, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     made, port = live
     assert found(kit, port, "otter") == []
@@ -93,13 +93,13 @@ def test_next_answer_sees_what_was_put_replaced_and_deleted(
     text = kit.send(port, "GET", "/metrics")[2]
     assert 'btr_edits_total{kind="added"} 1.0' in text and 'btr_edits_total{kind="deleted"} 1.0' in text
     assert "btr_passages 4.0" in text and kit.send(port, "GET", "/info")[2]["editable"]
-    with Store.open(made.service.library.store.path) as kept:
+    with Store.open(made.service.opened.store.path) as kept:
         assert list(kept.verify()) == []
 
 
-def test_long_text_is_divided_and_what_it_was_before_makes_room(kit: Any, live: tuple[Desk, int]) -> None:
+def test_long_text_is_divided_and_what_it_was_before_makes_room(kit: Any, live: tuple[Dispatcher, int]) -> None:
     made, port = live
-    before = made.service.library.store
+    before = made.service.opened.store
 
     def text(*counts: int) -> str:
         return " ".join(f"otter{part}" for part, count in enumerate(counts) for _ in range(count))
@@ -130,10 +130,10 @@ def test_long_text_is_divided_and_what_it_was_before_makes_room(kit: Any, live: 
     assert kit.send(port, "DELETE", "/v1/passages/long")[2]["deleted"] == 2 and kept() == {}
 
 
-def test_bits_are_those_that_the_reader_makes(kit: Any, live: tuple[Desk, int], span_reader: Reader) -> None:
+def test_bits_are_those_that_the_reader_makes(kit: Any, live: tuple[Dispatcher, int], span_reader: Reader) -> None:
     made, port = live
     put(kit, port, NEW)
-    kept = made.service.library.store.get(["new/1"])
+    kept = made.service.opened.store.get(["new/1"])
     expected = span_reader.encode_passages([Passage(NEW["id"], NEW["title"], NEW["text"])])
     assert np.array_equal(kept.packed, expected.packed) and np.array_equal(kept.scale, expected.scale)
     assert kit.ask(port, question="Who sleeps?", ids=["new/1"])["passages"][0]["id"] == "new/1"
@@ -168,12 +168,12 @@ def test_off_unless_enabled_and_behind_keys(kit: Any, folder: Path, store: Path,
     ],
 )
 def test_bad_passages_change_nothing(
-    kit: Any, live: tuple[Desk, int], passages: list[Any], status: int, code: str
+    kit: Any, live: tuple[Dispatcher, int], passages: list[Any], status: int, code: str
 ) -> None:
-    before = live[0].service.library.store.manifest
+    before = live[0].service.opened.store.manifest
     got, _, reply = put(kit, live[1], *passages)
     assert (got, reply["error"]["code"]) == (status, code)
-    assert Store.open(live[0].service.library.store.path).manifest == before
+    assert Store.open(live[0].service.opened.store.path).manifest == before
 
 
 def test_an_edit_costs_what_is_read_of_it(folder: Path, store: Path) -> None:
@@ -191,7 +191,7 @@ def test_an_edit_costs_what_is_read_of_it(folder: Path, store: Path) -> None:
     assert edits.edit_cost(service, Removal(id="p1")) == 0
 
 
-def test_last_passage_stays(kit: Any, live: tuple[Desk, int]) -> None:
+def test_last_passage_stays(kit: Any, live: tuple[Dispatcher, int]) -> None:
     for number in range(3):
         assert kit.send(live[1], "DELETE", f"/v1/passages/p{number}")[0] == 200
     status, _, reply = kit.send(live[1], "DELETE", "/v1/passages/p4")
@@ -199,7 +199,7 @@ def test_last_passage_stays(kit: Any, live: tuple[Desk, int]) -> None:
     assert kit.ask(live[1], ids=["p4"])["passages"]
 
 
-def test_second_writer_is_told_at_once(kit: Any, live: tuple[Desk, int], store: Path) -> None:
+def test_second_writer_is_told_at_once(kit: Any, live: tuple[Dispatcher, int], store: Path) -> None:
     with edit(store) as editor:
         began = time.monotonic()
         for status, headers, reply in (put(kit, live[1], NEW), kit.send(live[1], "DELETE", "/v1/passages/p1")):
@@ -212,14 +212,14 @@ def test_second_writer_is_told_at_once(kit: Any, live: tuple[Desk, int], store: 
 
 
 def test_edit_that_outlasts_its_time_is_not_called_undone(
-    kit: Any, live: tuple[Desk, int], monkeypatch: pytest.MonkeyPatch
+    kit: Any, live: tuple[Dispatcher, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slow(service: Service, asked: Any) -> Any:
         time.sleep(0.5)
         return real(service, asked)
 
-    real = desk.apply_edit
-    monkeypatch.setattr(desk, "apply_edit", slow)
+    real = dispatcher.apply_edit
+    monkeypatch.setattr(dispatcher, "apply_edit", slow)
     live[0].service.settings = live[0].service.settings.model_copy(update={"timeout": 0.2})
     status, _, reply = put(kit, live[1], NEW)
     assert (status, reply["error"]["code"]) == (503, "unconfirmed")
@@ -240,7 +240,7 @@ def test_edit_that_was_not_begun_in_time_is_not_done(kit: Any, reader: Any) -> N
         assert first.result()[0] == 503
 
 
-def test_store_that_is_gone_cannot_be_changed(kit: Any, live: tuple[Desk, int], store: Path) -> None:
+def test_store_that_is_gone_cannot_be_changed(kit: Any, live: tuple[Dispatcher, int], store: Path) -> None:
     store.rename(store.with_name("away.btr"))
     status, _, reply = put(kit, live[1], NEW)
     assert (status, reply["error"]["code"]) == (500, "not_writable") and str(store) not in json.dumps(reply)
@@ -248,7 +248,7 @@ def test_store_that_is_gone_cannot_be_changed(kit: Any, live: tuple[Desk, int], 
 
 
 def test_many_edits_leave_few_shards_and_all_is_found(
-    kit: Any, live: tuple[Desk, int], store: Path, monkeypatch: pytest.MonkeyPatch
+    kit: Any, live: tuple[Dispatcher, int], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("btr.store.updates.MANY", 4)
     for number in range(12):
@@ -293,7 +293,7 @@ def test_small_shards_that_an_index_knows_are_not_joined(
 
 
 def test_what_search_does_not_find_is_counted(
-    kit: Any, live: tuple[Desk, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kit: Any, live: tuple[Dispatcher, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(indexed, "MOST", 2)
     assert put(kit, live[1], NEW)[2]["unindexed"] == 0
@@ -343,7 +343,7 @@ def test_killed_in_an_edit_the_store_is_whole(kit: Any, folder: Path, store: Pat
     assert len(list((store / "shards").iterdir())) == 2  # nothing of the killed edit is left
 
 
-def test_records_are_put_as_files_have_them(kit: Any, live: tuple[Desk, int]) -> None:
+def test_records_are_put_as_files_have_them(kit: Any, live: tuple[Dispatcher, int]) -> None:
     status, _, reply = put(kit, live[1], {"id": 3, "title": None, "text": "Tea is made from leaves.", "url": "x"})
     assert (status, reply["added"]) == (200, 1)
     found = kit.send(live[1], "GET", "/v1/passages/3")[2]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from btr.serve.guard import plain_path
+from btr.serve.middleware import plain_path
 
 QUESTION = '{"question": "Who?"}'
 PYDANTIC = ("Input should", "Extra inputs", "Field required", "valid ", "function-", "[", "should have")

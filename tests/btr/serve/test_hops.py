@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from btr.reader.answer import Answer
-from btr.serve import Desk
+from btr.serve import Dispatcher
 
 ADA, SECOND = "Ada\n Berg built the first lighthouse; ADA-BERG lamps 🚢 followed.", "A harbour wall, drawn by Ada Berg,"
 
@@ -39,8 +39,8 @@ def index() -> Following:
 
 
 @pytest.fixture
-def desk_(kit: Any, reader: Any, index: Following) -> Desk:
-    """A desk whose reader has its evidence in the first word of the second passage."""
+def desk_(kit: Any, reader: Any, index: Following) -> Dispatcher:
+    """A dispatcher whose reader has its evidence in the first word of the second passage."""
     answer = reader.answer
 
     def told(question: str, source: Any, mode: str, most: int) -> Answer:
@@ -52,13 +52,13 @@ def desk_(kit: Any, reader: Any, index: Following) -> Desk:
     reader.answer = told
     reader.passage_ids = lambda passages: ([[0] * kit.TOKENS for _ in passages], 0)
     reader._text = SimpleNamespace(text_places=lambda title, text, ids: [(n, 3 + n) for n in range(len(ids))])
-    desk: Desk = kit.make_desk(reader)
-    object.__setattr__(desk.service.library, "index", index)
-    return desk
+    dispatcher: Dispatcher = kit.make_desk(reader)
+    object.__setattr__(dispatcher.service.opened, "index", index)
+    return dispatcher
 
 
 @pytest.fixture
-def port(kit: Any, desk_: Desk) -> Iterator[int]:
+def port(kit: Any, desk_: Dispatcher) -> Iterator[int]:
     """The port of its server."""
     with kit.serving(desk_) as taken:
         yield taken
@@ -80,7 +80,7 @@ def test_trace_tells_every_step(kit: Any, port: int, reader: Any, index: Followi
     assert reply["timings"]["encode"] == 2 * 0.003 and reply["batch"] == 1
 
 
-def test_guesses_change_nothing_but_the_time(kit: Any, port: int, index: Following, desk_: Desk) -> None:
+def test_guesses_change_nothing_but_the_time(kit: Any, port: int, index: Following, desk_: Dispatcher) -> None:
     plain = kit.ask(port, hops=3, top_k=2)
     known: list[list[int]] = []
 
@@ -135,9 +135,9 @@ def test_hops_that_cannot_be_made_are_refused(
 
 
 def test_store_without_texts_is_refused(kit: Any, reader: Any) -> None:
-    desk = kit.make_desk(reader)
-    desk.service.library.store.manifest.options = {"text": False}
-    with kit.serving(desk) as port:
+    dispatcher = kit.make_desk(reader)
+    dispatcher.service.opened.store.manifest.options = {"text": False}
+    with kit.serving(dispatcher) as port:
         status, _, reply = kit.send(port, "POST", "/v1/answer", {"question": "Who?", "hops": 2})
     assert status == 400 and "keeps no texts, of which further queries are made" in reply["error"]["message"]
 

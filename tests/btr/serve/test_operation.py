@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from btr.errors import InputError
-from btr.serve import Library
-from btr.serve.guard import SPARE
+from btr.serve import OpenStore
 from btr.serve.keys import Keys
 from btr.serve.logs import JsonLines
+from btr.serve.middleware import SPARE
 from btr.storage import NotAStore
 
 
@@ -38,62 +38,64 @@ def metric(kit: Any, port: int, line: str) -> float:
 
 
 @pytest.fixture
-def busy(kit: Any, port: int, reader: Any, desk: Any) -> Any:
+def busy(kit: Any, port: int, reader: Any, dispatcher: Any) -> Any:
     """Shut the gate while a first question is being read, and open it at the end."""
     reader.gate.clear()
     with ThreadPoolExecutor() as pool:
         first = pool.submit(kit.ask, port)
-        wait_until(lambda: desk.queue.reading == 1)
+        wait_until(lambda: dispatcher.queue.reading == 1)
         yield pool
         reader.gate.set()
         assert first.result()["answer"] == "Ada Berg"
 
 
-def test_full_queue_is_429_and_says_when(kit: Any, port: int, desk: Any, busy: Any) -> None:
-    desk.queue.size = 1
+def test_full_queue_is_429_and_says_when(kit: Any, port: int, dispatcher: Any, busy: Any) -> None:
+    dispatcher.queue.size = 1
     waiting = busy.submit(kit.ask, port)
-    wait_until(lambda: len(desk.queue) == 1)
+    wait_until(lambda: len(dispatcher.queue) == 1)
     status, headers, reply = kit.send(port, "POST", "/v1/answer", {"question": "Who?"})
     assert (status, reply["error"]["code"], reply["error"]["type"]) == (429, "queue_full", "rate_limit_error")
     assert int(headers["retry-after"]) >= 1
     assert kit.send(port, "GET", "/ready")[0] == 200
     assert metric(kit, port, 'btr_errors_total{code="queue_full"}') == 1
     assert metric(kit, port, "btr_queue_depth") == 1
-    desk.service.reader.gate.set()
+    dispatcher.service.reader.gate.set()
     assert waiting.result()["timings"]["queue"] > 0
 
 
-def test_question_whose_client_left_is_not_read(kit: Any, port: int, desk: Any, reader: Any, busy: Any) -> None:
+def test_question_whose_client_left_is_not_read(kit: Any, port: int, dispatcher: Any, reader: Any, busy: Any) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request("POST", "/v1/answer", '{"question": "Left?"}', {"Content-Type": "application/json"})
-    wait_until(lambda: len(desk.queue) == 1)
+    wait_until(lambda: len(dispatcher.queue) == 1)
     connection.close()
-    wait_until(lambda: len(desk.queue) == 0)
+    wait_until(lambda: len(dispatcher.queue) == 0)
     assert metric(kit, port, "btr_abandoned_total") == 1
     reader.gate.set()
     kit.ask(port)
     assert ["Left?"] not in reader.batches
 
 
-def test_deadline_is_kept_while_the_reader_is_busy(kit: Any, port: int, desk: Any, reader: Any, busy: Any) -> None:
+def test_deadline_is_kept_while_the_reader_is_busy(
+    kit: Any, port: int, dispatcher: Any, reader: Any, busy: Any
+) -> None:
     status, headers, reply = kit.send(port, "POST", "/v1/answer", {"question": "Late?", "timeout": 0.05})
     assert (status, reply["error"]["code"]) == (503, "deadline_exceeded") and headers["retry-after"] == "1"
-    wait_until(lambda: len(desk.queue) == 0)
+    wait_until(lambda: len(dispatcher.queue) == 0)
     reader.gate.set()
     kit.ask(port)
     assert ["Late?"] not in reader.batches
 
 
-def test_what_waits_is_read_together(kit: Any, port: int, desk: Any, reader: Any, busy: Any) -> None:
+def test_what_waits_is_read_together(kit: Any, port: int, dispatcher: Any, reader: Any, busy: Any) -> None:
     several = [busy.submit(kit.ask, port, question=f"Who {n}?") for n in range(3)]
-    wait_until(lambda: len(desk.queue) == 3)
+    wait_until(lambda: len(dispatcher.queue) == 3)
     reader.gate.set()
     assert {one.result()["batch"] for one in several} == {3}
     assert sorted(reader.batches[-1]) == ["Who 0?", "Who 1?", "Who 2?"]
     assert metric(kit, port, 'btr_batch_questions_bucket{le="2.0"}') == 1
 
 
-def test_bad_question_of_a_batch_fails_alone(kit: Any, port: int, desk: Any, reader: Any, busy: Any) -> None:
+def test_bad_question_of_a_batch_fails_alone(kit: Any, port: int, dispatcher: Any, reader: Any, busy: Any) -> None:
     def refuse() -> None:
         if any("bad" in question for question in reader.batches[-1]):
             raise InputError("the question has 83 tokens, over 40")
@@ -102,7 +104,7 @@ def test_bad_question_of_a_batch_fails_alone(kit: Any, port: int, desk: Any, rea
     plain = [{"question": question} for question in ("good 1", "bad", "xyzzy", " ")]
     body = {"questions": [*plain, {"question": "good 2", "top_k": 1}, {"question": "gone", "ids": ["p9"]}]}
     got = busy.submit(kit.send, port, "POST", "/v1/answer/batch", body)
-    wait_until(lambda: len(desk.queue) == 5)  # the blank one never stood in line
+    wait_until(lambda: len(dispatcher.queue) == 5)  # the blank one never stood in line
     reader.gate.set()
     status, _, reply = got.result()
     assert status == 200
@@ -168,9 +170,9 @@ def test_metrics_count_by_route_and_never_by_what_was_sent(kit: Any, port: int) 
     assert metric(kit, port, "btr_bits_read_total") == 3 * kit.TOKENS * kit.D
 
 
-def test_ready_is_503_while_draining(kit: Any, port: int, desk: Any) -> None:
+def test_ready_is_503_while_draining(kit: Any, port: int, dispatcher: Any) -> None:
     assert kit.send(port, "GET", "/ready")[0] == 200
-    desk.draining = True
+    dispatcher.draining = True
     assert kit.send(port, "GET", "/health")[0] == 200
     for method, path, body in (("GET", "/ready", None), ("POST", "/v1/answer", {"question": "Who?"})):
         status, headers, reply = kit.send(port, method, path, body)
@@ -227,35 +229,35 @@ def test_bad_key_file_is_refused(tmp_path: Path, text: str, part: str) -> None:
 
 
 def test_reload_changes_the_store_between_batches(
-    kit: Any, port: int, desk: Any, reader: Any, busy: Any, monkeypatch: pytest.MonkeyPatch
+    kit: Any, port: int, dispatcher: Any, reader: Any, busy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = kit.make_desk(reader, texts=("Ada Berg, new.",)).service.library
-    monkeypatch.setattr(Library, "open", lambda path, reader, name, before: Library(other.store, None))
+    other = kit.make_desk(reader, texts=("Ada Berg, new.",)).service.opened
+    monkeypatch.setattr(OpenStore, "open", lambda path, reader, name, before: OpenStore(other.store, None))
     waiting = busy.submit(kit.ask, port, ids=["p0"])
-    wait_until(lambda: len(desk.queue) == 1)
-    assert desk.reload()
+    wait_until(lambda: len(dispatcher.queue) == 1)
+    assert dispatcher.reload()
     reader.gate.set()
     assert waiting.result()["passages"][0]["text"] == "Ada Berg, new."
     assert reader.asked[0][1].texts[0] == kit.TEXTS[3]  # what was being read kept its store
     assert metric(kit, port, 'btr_reloads_total{outcome="done"}') == 1 and metric(kit, port, "btr_passages") == 1
 
 
-def test_failed_reload_changes_nothing(kit: Any, port: int, desk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_reload_changes_nothing(kit: Any, port: int, dispatcher: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> None:
         raise NotAStore("it is not a store")
 
-    monkeypatch.setattr(Library, "open", refuse)
-    assert not desk.reload()
+    monkeypatch.setattr(OpenStore, "open", refuse)
+    assert not dispatcher.reload()
     assert kit.ask(port)["answer"] == "Ada Berg"
     assert metric(kit, port, 'btr_reloads_total{outcome="failed"}') == 1
 
 
 def test_too_many_requests_at_once_are_refused(kit: Any, reader: Any) -> None:
-    desk = kit.make_desk(reader, connections=1)
+    dispatcher = kit.make_desk(reader, connections=1)
     reader.gate.clear()
-    with kit.serving(desk) as port, ThreadPoolExecutor() as pool:
+    with kit.serving(dispatcher) as port, ThreadPoolExecutor() as pool:
         first = pool.submit(kit.ask, port)
-        wait_until(lambda: desk.queue.reading == 1)
+        wait_until(lambda: dispatcher.queue.reading == 1)
         status, _, reply = kit.send(port, "POST", "/v1/answer", {"question": "Who?"})
         assert (status, reply["error"]["code"]) == (503, "too_many_connections")
         reader.gate.set()
@@ -263,16 +265,16 @@ def test_too_many_requests_at_once_are_refused(kit: Any, reader: Any) -> None:
 
 
 def test_too_many_connections_are_refused_in_the_usual_shape(kit: Any, reader: Any) -> None:
-    desk = kit.make_desk(reader, connections=1)
-    with kit.serving(desk) as port, ExitStack() as opened:
+    dispatcher = kit.make_desk(reader, connections=1)
+    with kit.serving(dispatcher) as port, ExitStack() as opened:
         for _ in range(2 + SPARE):
             opened.enter_context(socket.create_connection(("127.0.0.1", port)))
-        wait_until(lambda: desk.connections == 2 + SPARE)
+        wait_until(lambda: dispatcher.connections == 2 + SPARE)
         status, headers, reply = kit.send(port, "GET", "/health")
         assert (status, reply["error"]["code"], headers["connection"]) == (503, "too_many_connections", "close")
         assert headers["retry-after"] == "1"
         opened.close()
-        wait_until(lambda: desk.connections == 0)
+        wait_until(lambda: dispatcher.connections == 0)
         assert kit.send(port, "GET", "/health")[0] == 200
 
 
@@ -297,27 +299,27 @@ def test_log_is_json_and_keeps_questions_out(kit: Any, port: int, caplog: pytest
 
 
 def test_stop_while_reading_answers_first(kit: Any, reader: Any) -> None:
-    desk = kit.make_desk(reader)
+    dispatcher = kit.make_desk(reader)
     reader.gate.clear()
     with ThreadPoolExecutor() as pool:
-        with kit.serving(desk) as port:
+        with kit.serving(dispatcher) as port:
             asked = pool.submit(kit.ask, port)
-            wait_until(lambda: desk.queue.reading == 1)
+            wait_until(lambda: dispatcher.queue.reading == 1)
             threading.Timer(0.2, reader.gate.set).start()
         assert asked.result()["answer"] == "Ada Berg"
 
 
 def test_port_is_open_while_the_reader_warms_up(kit: Any, reader: Any) -> None:
-    desk = kit.make_desk(reader, warm=False)
+    dispatcher = kit.make_desk(reader, warm=False)
     reader.gate.clear()
-    with kit.serving(desk) as port, ThreadPoolExecutor() as pool:
+    with kit.serving(dispatcher) as port, ThreadPoolExecutor() as pool:
         wait_until(lambda: bool(reader.batches))
         assert kit.send(port, "GET", "/health")[0] == 200
         status, headers, reply = kit.send(port, "GET", "/ready")
         assert (status, reply["error"]["code"], headers["retry-after"]) == (503, "warming_up", "1")
         assert metric(kit, port, "btr_ready") == 0
         waiting = pool.submit(kit.ask, port)
-        wait_until(lambda: len(desk.queue) == 1)
+        wait_until(lambda: len(dispatcher.queue) == 1)
         reader.gate.set()
         assert waiting.result()["answer"] == "Ada Berg"
         assert kit.send(port, "GET", "/ready")[0] == 200 and metric(kit, port, "btr_ready") == 1
@@ -329,9 +331,9 @@ def test_warm_up_that_fails_is_told(kit: Any, reader: Any) -> None:
         raise RuntimeError("no answer to be had")
 
     reader.during = fail
-    desk = kit.make_desk(reader, warm=False)
-    with kit.serving(desk) as port:
-        wait_until(lambda: desk.fault is not None)
-        assert "failed" in str(desk.fault)
+    dispatcher = kit.make_desk(reader, warm=False)
+    with kit.serving(dispatcher) as port:
+        wait_until(lambda: dispatcher.fault is not None)
+        assert "failed" in str(dispatcher.fault)
         assert kit.send(port, "GET", "/ready")[0] == 503
         assert kit.send(port, "POST", "/v1/answer", {"question": "Who?"})[0] == 503

@@ -96,9 +96,9 @@ def test_slow_answer_is_not_cut_off(kit: Any, port: int, reader: Any) -> None:
 
 def test_clients_that_do_not_read_lose_their_places(kit: Any, reader: Any) -> None:
     asked = HEAD.replace(b"100", b"19") + b'{"question":"Who?"}'
-    desk = kit.make_desk(reader, ["x" * 3_000_000] * 4, send_timeout=LIMIT, connections=2)
-    dropped = desk.metrics.errors.labels("slow_reader")._value.get
-    with kit.serving(desk) as port:
+    dispatcher = kit.make_desk(reader, ["x" * 3_000_000] * 4, send_timeout=LIMIT, connections=2)
+    dropped = dispatcher.metrics.errors.labels("slow_reader")._value.get
+    with kit.serving(dispatcher) as port:
         deaf = [socket.socket() for _ in range(2)]
         try:
             for client in deaf:

@@ -14,7 +14,7 @@ from btr.corpus import Passage
 from btr.model.decoding import StepDecoder
 from btr.precompute import __main__ as precompute
 from btr.reader import Reader
-from btr.serve import AnswerRequest, Desk, Library, Service, Settings
+from btr.serve import AnswerRequest, Dispatcher, OpenStore, Service, Settings
 from btr.serve.queue import Job
 from btr.serve.schema import AnswerResponse, RequestError
 from btr.serve.streams import Ears, rest
@@ -118,7 +118,7 @@ def service(
     made = [str(folder / "corpus.jsonl"), "--reader", str(folder / "t5"), "--store", str(store)]
     assert precompute.main(made) == 0
     reader = Reader.from_pretrained(folder / "t5")
-    return Service(reader, Library.open(store, reader), Settings(store=store), model="t5")
+    return Service(reader, OpenStore.open(store, reader), Settings(store=store), model="t5")
 
 
 def test_words_of_a_batch_go_to_who_asked(service: Service) -> None:
@@ -145,7 +145,7 @@ def test_words_of_a_batch_go_to_who_asked(service: Service) -> None:
 def test_openai_client_gets_a_t5_word_by_word(kit: Any, service: Service) -> None:
     openai = pytest.importorskip("openai", reason="the official client is not installed (pip install openai)")
     with (
-        kit.serving(Desk(service)) as port,
+        kit.serving(Dispatcher(service)) as port,
         openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client,
     ):
         call = {"model": "t5", "messages": [{"role": "user", "content": "What eats fish?"}], "max_tokens": 12}
@@ -171,8 +171,8 @@ def test_who_hangs_up_is_decoded_no_further_and_others_are(
         return step(self, token, t)
 
     monkeypatch.setattr(StepDecoder, "step", slow)
-    desk = Desk(service)
-    with kit.serving(desk) as port, ThreadPoolExecutor() as pool:
+    dispatcher = Dispatcher(service)
+    with kit.serving(dispatcher) as port, ThreadPoolExecutor() as pool:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         sent = {"question": "What eats fish?", "ids": ["p0"], "stream": stream, "max_new_tokens": 128}
         connection.request("POST", "/v1/answer", json.dumps(sent), {"Content-Type": "application/json"})

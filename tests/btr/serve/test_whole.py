@@ -20,7 +20,7 @@ from btr import serve
 from btr.corpus import Passage
 from btr.precompute import __main__ as precompute
 from btr.reader import Reader
-from btr.serve import AnswerRequest, Desk, Library, Service, Settings
+from btr.serve import AnswerRequest, Dispatcher, OpenStore, Service, Settings
 from btr.serve.schema import AnswerResponse, RequestError
 from btr.storage import Store
 
@@ -46,7 +46,7 @@ def folder(
 def open_service(folder: Path, name: str, **settings: Any) -> Service:
     reader = Reader.from_pretrained(folder / name)
     store = Path(settings.pop("store", folder / f"{name}.btr"))
-    return Service(reader, Library.open(store, reader), Settings(store=store, **settings), model=name)
+    return Service(reader, OpenStore.open(store, reader), Settings(store=store, **settings), model=name)
 
 
 @pytest.mark.parametrize("mode", ["binary", "float", "full"])
@@ -109,8 +109,8 @@ def flip(store: Path, text: bytes) -> None:
 def test_damaged_passage_fails_alone_and_clearly(kit: Any, folder: Path, tmp_path: Path) -> None:
     store = tmp_path / "damaged.btr"
     shutil.copytree(folder / "t5.btr", store)
-    desk = Desk(open_service(folder, "t5", store=store))
-    with kit.serving(desk) as port:
+    dispatcher = Dispatcher(open_service(folder, "t5", store=store))
+    with kit.serving(dispatcher) as port:
         assert kit.ask(port, ids=["p1"])["passages"][0]["id"] == "p1"
         flip(store, b"Ada Berg built")
         both = {"questions": [{"question": "Who?", "ids": ["p1", "p0"]}, {"question": "Who?", "ids": ["p0"]}]}
@@ -128,15 +128,15 @@ def test_damaged_passage_fails_alone_and_clearly(kit: Any, folder: Path, tmp_pat
 def test_store_behind_a_link_is_replaced_without_dropping_a_question(kit: Any, folder: Path, tmp_path: Path) -> None:
     link = tmp_path / "live.btr"
     link.symlink_to(folder / "t5.btr")
-    desk = Desk(open_service(folder, "t5", store=link))
+    dispatcher = Dispatcher(open_service(folder, "t5", store=link))
     shutil.copytree(folder / "t5.btr", tmp_path / "next.btr")
-    with kit.serving(desk) as port:
+    with kit.serving(dispatcher) as port:
         link.unlink()
         link.symlink_to(folder / "bert.btr")  # of another reader
-        assert not desk.reload() and kit.ask(port, ids=["p1"])["passages"]
+        assert not dispatcher.reload() and kit.ask(port, ids=["p1"])["passages"]
         link.unlink()
         link.symlink_to(tmp_path / "next.btr")
-        assert desk.reload() and desk.service.library.store.path == (tmp_path / "next.btr").resolve()
+        assert dispatcher.reload() and dispatcher.service.opened.store.path == (tmp_path / "next.btr").resolve()
         assert kit.ask(port, ids=["p1"])["passages"]
 
 
@@ -213,7 +213,7 @@ def test_malformed_requests_are_never_the_server_s_fault(kit: Any, reader: Any) 
 def test_malformed_edits_leave_the_store_whole(kit: Any, folder: Path, tmp_path: Path) -> None:
     store = shutil.copytree(folder / "bert.btr", tmp_path / "edited.btr")
     service = open_service(folder, "bert", store=store, editable=True, max_passages=3)
-    with kit.serving(Desk(service)) as port:
+    with kit.serving(Dispatcher(service)) as port:
         assert {200, 400, 404, 405, 422} <= send_malformed(port, HOSTILE // 3, PATHS + 3 * PASSAGE_PATHS)
         kept = Store.open(store)
         assert kept.manifest.generation > HOSTILE // 500 and len(kept) == service.passages

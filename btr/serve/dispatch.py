@@ -26,7 +26,7 @@ class ClientLeft(Exception):
     """Report that nobody waits for the answer any more."""
 
 
-class Desk:
+class Dispatcher:
     """Where requests come in: the service, its queue and its numbers."""
 
     def __init__(self, service: Service, keys: Keys | None = None, *, warm: bool = True) -> None:

@@ -12,16 +12,16 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from btr.serve.desk import Desk
+from btr.serve.dispatch import Dispatcher
 from btr.serve.schema import error_body
 
-GRACE = 1.0  # seconds after the end of a body's time, in which the guard says 408
+GRACE = 1.0  # seconds after the end of a body's time, in which the middleware says 408
 
 
 class TimedProtocol(H11Protocol):
     """Serve a connection whose client has `seconds` for each head, and as many again for each body."""
 
-    desk: Desk
+    dispatcher: Dispatcher
     _timer: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None  # until what is written has to be read
     _watched: tuple[Any, Any] = (None, None)
@@ -29,7 +29,7 @@ class TimedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a head."""
         super().connection_made(transport)
-        self.desk.connections += 1
+        self.dispatcher.connections += 1
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -55,7 +55,7 @@ class TimedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timer."""
-        self.desk.connections -= 1
+        self.dispatcher.connections -= 1
         self._stop()
         self._stop_reading()
         super().connection_lost(exc)
@@ -63,7 +63,7 @@ class TimedProtocol(H11Protocol):
     def _expect_reading(self) -> None:
         """Set the timer, if anything waits to be sent: closing would wait for it, for ever if nobody reads."""
         if self.transport.get_write_buffer_size() and self._reading is None:
-            self._reading = self.loop.call_later(self.desk.service.settings.send_timeout, self._give_up)
+            self._reading = self.loop.call_later(self.dispatcher.service.settings.send_timeout, self._give_up)
 
     def _stop_reading(self) -> None:
         if self._reading is not None:
@@ -74,7 +74,7 @@ class TimedProtocol(H11Protocol):
         """Drop the connection with what was not read, unless all of it was."""
         self._reading = None
         if self.transport.get_write_buffer_size():
-            self.desk.metrics.errors.labels("slow_reader").inc()
+            self.dispatcher.metrics.errors.labels("slow_reader").inc()
             self.transport.abort()
 
     def _watch(self) -> None:
@@ -86,7 +86,7 @@ class TimedProtocol(H11Protocol):
         self._watched = what
         if what[1] in (h11.IDLE, h11.SEND_BODY):
             grace = GRACE if what[1] is h11.SEND_BODY else 0.0
-            self._timer = self.loop.call_later(self.desk.service.settings.receive_timeout + grace, self._hang_up)
+            self._timer = self.loop.call_later(self.dispatcher.service.settings.receive_timeout + grace, self._hang_up)
 
     def _stop(self) -> None:
         if self._timer is not None:
@@ -98,7 +98,7 @@ class TimedProtocol(H11Protocol):
         if self.transport.is_closing():
             return
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
-            seconds = self.desk.service.settings.receive_timeout
+            seconds = self.dispatcher.service.settings.receive_timeout
             self._refuse(408, f"the head of the request did not come within {seconds:g} seconds", "slow_head")
         self.transport.close()
 
@@ -115,9 +115,9 @@ class TimedProtocol(H11Protocol):
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json"
         head += f"\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         self.transport.write(head.encode() + body)
-        self.desk.metrics.errors.labels(code).inc()
+        self.dispatcher.metrics.errors.labels(code).inc()
 
 
-def timed_protocol(desk: Desk) -> type[TimedProtocol]:
-    """Return the protocol of a desk's server; uvicorn makes one for each connection, and knows no arguments."""
-    return type("TimedProtocolOfDesk", (TimedProtocol,), {"desk": desk})
+def timed_protocol(dispatcher: Dispatcher) -> type[TimedProtocol]:
+    """Return the protocol of a dispatcher's server; uvicorn makes one for each connection, and knows no arguments."""
+    return type("TimedProtocolOfDesk", (TimedProtocol,), {"dispatcher": dispatcher})

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from btr.serve.desk import Desk
+from btr.serve.dispatch import Dispatcher
 from btr.serve.errors import error_response
 from btr.serve.logs import request_id
 
@@ -64,11 +64,11 @@ def read_as_json(scope: Scope) -> None:
         headers["content-type"] = "application/octet-stream"
 
 
-class Guard:
+class Middleware:
     """Let a request through to the application, or answer it here."""
 
-    def __init__(self, app: ASGIApp, desk: Desk) -> None:
-        self.app, self.desk = app, desk
+    def __init__(self, app: ASGIApp, dispatcher: Dispatcher) -> None:
+        self.app, self.dispatcher = app, dispatcher
         self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +100,7 @@ class Guard:
             await self._pass(scope, receive, guarded)
         except Exception:
             _log.exception("a request failed")
-            self.desk.metrics.errors.labels("internal_error").inc()
+            self.dispatcher.metrics.errors.labels("internal_error").inc()
             if not status:
                 failed = error_response(500, "the server failed; its log says how", "internal_error")
                 await failed(scope, receive, guarded)
@@ -111,36 +111,36 @@ class Guard:
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request without a key, or one too many; let others through with a bounded body."""
-        most = self.desk.service.settings.connections
+        most = self.dispatcher.service.settings.connections
         given = Headers(scope=scope).get("authorization", "")
-        if scope["path"] not in OPEN and not self.desk.keys.admit(given):
+        if scope["path"] not in OPEN and not self.dispatcher.keys.admit(given):
             wrong = given.strip().lower().startswith("bearer ")
             message, code, challenge = WRONG_KEY if wrong else NO_KEY
-            self.desk.metrics.errors.labels(code).inc()
+            self.dispatcher.metrics.errors.labels(code).inc()
             return await error_response(401, message, code, {"WWW-Authenticate": challenge})(scope, receive, send)
         if not self._known(Headers(scope=scope).get("host", "")):
             message = "a server without keys answers to names of its machine alone; add others with --allowed-hosts"
-            self.desk.metrics.errors.labels("unknown_host").inc()
+            self.dispatcher.metrics.errors.labels("unknown_host").inc()
             return await error_response(403, message, "unknown_host")(scope, receive, send)
-        crowded = self.desk.connections > 2 * most + SPARE
+        crowded = self.dispatcher.connections > 2 * most + SPARE
         if self.inside > most or crowded:
             message = f"{most} requests are under way, or too many connections open; try again later"
-            self.desk.metrics.errors.labels("too_many_connections").inc()
+            self.dispatcher.metrics.errors.labels("too_many_connections").inc()
             headers = {"Retry-After": "1"} | ({"Connection": "close"} if crowded else {})
             return await error_response(503, message, "too_many_connections", headers)(scope, receive, send)
         return await self.app(scope, self._bounded(receive), send)
 
     def _known(self, host: str) -> bool:
         """Tell whether a browser may have meant this server: without keys, a page of another name can call it."""
-        settings = self.desk.service.settings
-        if self.desk.keys.digests or not (is_local(settings.host) or settings.allowed_hosts):
+        settings = self.dispatcher.service.settings
+        if self.dispatcher.keys.digests or not (is_local(settings.host) or settings.allowed_hosts):
             return True
         name = re.sub(r":\d*$", "", host).strip("[]").rstrip(".").lower()
         return not name or is_local(name) or name in settings.allowed_hosts.lower().replace(",", " ").split()
 
     def _bounded(self, receive: Receive) -> Receive:
         """Bound the bytes of a body, and the time that it takes to come."""
-        settings, seen, more = self.desk.service.settings, 0, True
+        settings, seen, more = self.dispatcher.service.settings, 0, True
         most, seconds = settings.max_body_bytes, settings.receive_timeout
         until = asyncio.get_running_loop().time() + seconds
 
@@ -164,8 +164,8 @@ class Guard:
     def _note(self, scope: Scope, status: int, seconds: float, state: dict[str, float]) -> None:
         """Log and count a request by its route, never by what its sender put into the path."""
         route = getattr(scope.get("route"), "path", "none")
-        self.desk.metrics.requests.labels(route, str(status)).inc()
-        self.desk.metrics.seconds.labels(route).observe(seconds)
+        self.dispatcher.metrics.requests.labels(route, str(status)).inc()
+        self.dispatcher.metrics.seconds.labels(route).observe(seconds)
         fields = {"method": scope["method"][:10], "route": route, "status": status, "seconds": round(seconds, 4)}
         if "waited" in state:
             fields |= {"queue_seconds": round(state["waited"], 4), "compute_seconds": round(state["computed"], 4)}

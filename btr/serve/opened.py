@@ -15,7 +15,7 @@ from btr.storage import Store
 
 
 @dataclass(frozen=True, eq=False)
-class Library:
+class OpenStore:
     """A store, and its index if it has one.  Whoever still reads keeps it open: nothing closes it from outside."""
 
     store: Store
@@ -24,12 +24,12 @@ class Library:
 
     @classmethod
     def open(
-        cls, path: Path, reader: Reader | None = None, reader_name: str = "", before: "Library | None" = None
+        cls, path: Path, reader: Reader | None = None, reader_name: str = "", before: "OpenStore | None" = None
     ) -> Self:
         """Open the store at `path`, of this reader if one is given, and read its first passage.
 
-        A link is followed once: what stands at `path` later is seen by the next `open`. What is the same as in the
-        library `before` is taken over from it.
+        A link is followed once: what stands at `path` later is seen by the next `open`. What is the same as in
+        the one opened `before` is taken over from it.
 
         Raises:
             InputError: the store is empty or its index is damaged.
@@ -53,7 +53,7 @@ class Library:
         return 0 if self.index is None else max(0, self.store.manifest.ordinals - len(self.index))
 
 
-def index_of(store: Store, tail: Tail, before: Library | None) -> Index | None:
+def index_of(store: Store, tail: Tail, before: OpenStore | None) -> Index | None:
     """Open what a store is searched with, and warn if it has fallen behind."""
     known = before.index if before is not None and isinstance(before.index, Retriever) else None
     with warnings.catch_warnings(record=True) as caught:
