@@ -3,7 +3,7 @@
 Passages (`read_passages`):
     Atlas       {"id", "title", "text", "section"?}         the section is added to the title
     article     {"id", "title", "text"}                     the same form; long ones are cut
-    DPR         tab-separated, first line `id text title`   columns in any order
+    DPR, CSV    first line `id text title`, in any order     split by tabs, commas or semicolons
     FlashRAG    {"id", "contents", "title"?}                without a title it is the first line of the contents
     BEIR        {"_id", "title", "text"}
     KILT        {"wikipedia_id", "wikipedia_title", "text": [paragraph, ...]}
@@ -34,7 +34,7 @@ Null and NaN are missing, numbers are text, other fields are passed over.
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -45,8 +45,9 @@ from btr.corpus.division import divide_document
 from btr.corpus.documents import RECORDS, Document, is_document, list_files, read_document, suffix_of
 from btr.corpus.hub import read_hub, read_saved
 from btr.corpus.pieces import Passage, divide
-from btr.corpus.records import Line, Record, open_records
+from btr.corpus.records import Record, open_records
 from btr.corpus.sample import locate
+from btr.corpus.tables import read_pairs, read_table
 from btr.corpus.tally import Tally, complaints
 from btr.errors import InputError
 
@@ -127,7 +128,8 @@ def _cut(article: Article, words: int | None, tally: Tally) -> list[Passage]:
 def read_articles(name: str, tally: Tally, fields: Fields | None = None) -> Iterator[Article]:
     """Yield what a path names as it stands, nothing cut; raises InputError, as `read_passages`."""
     if fields is not None:
-        yield from _from_records(_passage_records(name), tally, fields)
+        needed = [field for field in fields if field]
+        yield from _from_records(_passage_records(name, needed), tally, fields)
         return
     if os.path.isdir(name) and not _is_corpus(name):
         files = list_files(name)
@@ -199,13 +201,14 @@ def _from_records(records: Iterator[Record], tally: Tally, fields: Fields | None
             tally.empty += 1
 
 
-def _passage_records(name: str) -> Iterator[Record]:
+def _passage_records(name: str, needed: Collection[str] = ("id", "text")) -> Iterator[Record]:
     if not os.path.exists(name) and not _FILE_NAME.search(name) and (hub := _HUB.fullmatch(name)):
         return read_hub(name, *hub.groups())
     if os.path.isdir(name) and {"dataset_info.json", "dataset_dict.json"} & set(os.listdir(name)):
         return read_saved(name)
     files = [name] if not os.path.isdir(name) else _find_files(name)
-    return itertools.chain.from_iterable(open_records(file, _read_table) for file in files)
+    table = partial(read_table, needed=needed)
+    return itertools.chain.from_iterable(open_records(file, table) for file in files)
 
 
 def _find_files(folder: str) -> list[str]:
@@ -225,21 +228,6 @@ def _known_file(folder: str, wanted: tuple[str, ...]) -> str | None:
     """Return the first of the wanted files of a folder."""
     paths = (os.path.join(folder, file + suffix) for file in wanted for suffix in SUFFIXES)
     return next(filter(os.path.isfile, paths), None)
-
-
-def _read_table(lines: Iterator[Line]) -> Iterator[Record]:
-    """Read lines split by tabs; the first names the columns."""
-    where, header = next(lines, ("", ""))
-    names = [unquote(name) for name in header.split("\t")]
-    if header and not {"id", "text"} <= set(names):
-        cure = "begin it with a line 'id<tab>text<tab>title', or give one JSON object on each line"
-        raise InputError(f"{where}: neither JSON nor a table with columns 'id' and 'text'; {cure}")
-    for where, line in lines:
-        cells = line.split("\t")
-        if len(cells) != len(names):
-            cure = "take tabs and line breaks out of the text"
-            raise InputError(f"{where}: {len(cells)} columns, the first line names {len(names)}; {cure}")
-        yield Record(where, dict(zip(names, map(unquote, cells), strict=True)))
 
 
 def _passage_format(record: Record) -> Callable[[Record], Passage]:
@@ -305,23 +293,12 @@ def read_questions(
     if file is None:
         wanted = " or ".join(QUESTION_FILES)
         raise InputError(f"{name}: a folder without {wanted}; name the file to read, or rename it so")
-    records = itertools.chain.from_iterable(map(squad_questions, open_records(file, _read_pairs)))
+    records = itertools.chain.from_iterable(map(squad_questions, open_records(file, read_pairs)))
     number = -1
     for number, record in enumerate(itertools.islice(records, limit)):
         yield _question(record, number, tally)
     if number < 0 and limit != 0:
         raise InputError(f"{name}: no question to read; give at least one")
-
-
-def _read_pairs(lines: Iterator[Line]) -> Iterator[Record]:
-    """Read lines `question<tab>['answer', ...]`."""
-    for where, line in lines:
-        question, tab, answers = line.partition("\t")
-        answers = unquote(answers.strip(" "))
-        if not tab or not looks_like_list(answers):
-            cure = "write question<tab>['answer', ...], or one JSON object on each line"
-            raise InputError(f"{where}: neither JSON nor a question and a list of answers; {cure}")
-        yield Record(where, {"question": unquote(question), "answers": answers})
 
 
 def _question(record: Record, number: int, tally: Tally) -> Question:

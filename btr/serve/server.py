@@ -11,8 +11,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from btr.errors import InputError
-from btr.serve.deadlines import timed_protocol
 from btr.serve.dispatch import Dispatcher
+from btr.serve.slow_clients import timed_protocol
 
 GRACE = 1.0  # seconds in which /ready says 503 before the door is closed, so that a balancer can see it
 _log = logging.getLogger("btr.serve")

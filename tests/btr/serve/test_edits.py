@@ -21,7 +21,7 @@ from btr.precompute import __main__ as precompute
 from btr.reader import Reader
 from btr.retrieve import indexed
 from btr.retrieve.dense.writer import Plan
-from btr.serve import Dispatcher, OpenStore, Service, Settings, dispatcher, edits
+from btr.serve import Dispatcher, OpenStore, Service, Settings, dispatch, edits
 from btr.serve.keys import Keys
 from btr.serve.schema import Removal, UpsertRequest
 from btr.storage import Store
@@ -218,8 +218,8 @@ def test_edit_that_outlasts_its_time_is_not_called_undone(
         time.sleep(0.5)
         return real(service, asked)
 
-    real = dispatcher.apply_edit
-    monkeypatch.setattr(dispatcher, "apply_edit", slow)
+    real = dispatch.apply_edit
+    monkeypatch.setattr(dispatch, "apply_edit", slow)
     live[0].service.settings = live[0].service.settings.model_copy(update={"timeout": 0.2})
     status, _, reply = put(kit, live[1], NEW)
     assert (status, reply["error"]["code"]) == (503, "unconfirmed")
