@@ -16,7 +16,7 @@ from btr.retrieve.indexed import Tail
 from btr.storage import Encoded, Store
 from btr.storage.manifest import read_manifest
 
-UNANSWERED = 0.5  # probability that no passage holds an answer, from which one of a reader without a bound is none
+UNANSWERED = 0.5  # probability that no passage holds an answer, over which a reader without a bound abstains
 
 
 class Asker:
@@ -64,7 +64,9 @@ class Asker:
             return Told(question, "", "", 1.0, 0.0, self.mode, perf_counter() - began, (), cut)
         encoded = self.store.at(ordinals.tolist())
         answer = self.reader.answer(asked, encoded if self.mode == "binary" else _texts(encoded), self.mode)
-        text, guess = self._settle(answer)
+        if self.reader.no_answer_above is None:
+            answer = answer.abstaining(UNANSWERED)
+        text, guess = answer.text, answer.best_guess or answer.text
         read = [
             Read(*row, float(answer.evidence[n]), float(scores[n]), _highlight(row[2], n, answer, text or guess))
             for n, row in enumerate(zip(encoded.ids, encoded.titles, encoded.texts, strict=True))
@@ -74,13 +76,6 @@ class Asker:
         seconds = perf_counter() - began
         passages = [read[n] for n in order]
         return Told(question, text, guess, answer.no_answer, answer.score, self.mode, seconds, passages, cut)
-
-    def _settle(self, answer: Answer) -> tuple[str, str]:
-        """Return the answer, "" where none is given, and the best guess."""
-        guess = getattr(answer, "best_guess", None) or answer.text
-        if getattr(self.reader, "no_answer_above", None) is not None or answer.no_answer is None:
-            return answer.text, guess
-        return (answer.text if answer.no_answer < UNANSWERED else ""), guess
 
 
 def load(path: Path, name: str | None) -> Reader:
