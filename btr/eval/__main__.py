@@ -66,13 +66,13 @@ def parser() -> argparse.ArgumentParser:
     )
     about = "passages read to the end, of those, comma-separated; 0: all (default)"
     add("--prune", default="0", metavar="N", help=about)
-    about = "mode to compare with; default: full, if it is evaluated, else with --prune 0,N the first"
     about = (
         "share of passage tokens merged in the upper layers and before the decoder's, but in mode full; default: none"
     )
     add("--merge", type=float, default=0.0, metavar="RATIO", help=about)
     about = "write the answers with the decoder rounded to int8, but for those of --against-reader"
     add("--round-decoder", action="store_true", help=about)
+    about = "mode to compare with; default: full, if it is evaluated, else with --prune 0,N the first"
     add("--against", metavar="MODE", choices=MODES, help=about)
     add("--against-reader", metavar="R", help="compare with this reader (its mode full, or --against)")
     add("--limit", type=int, metavar="N", help="questions to answer")
