@@ -25,7 +25,7 @@ FORMS: dict[str, Form] = {
     ".pdf": "pages",
 }
 PACKED = (".gz", ".bz2", ".xz", ".zst")
-RECORDS = (".jsonl", ".ndjson", ".json", ".tsv", ".csv", ".parquet")
+RECORDS = (".jsonl", ".ndjson", ".json", ".tsv", ".csv", ".parquet", ".arrow")
 # folders of what others made, which nobody asks about
 PASSED = {"node_modules", "bower_components", "site-packages", "__pycache__", "venv", "_build", "_site"}
 LAST = ":999999"  # what the ids of pieces have more than that of their document

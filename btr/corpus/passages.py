@@ -26,9 +26,9 @@ Questions (`read_questions`):
     a folder    holding `questions.jsonl`, or BEIR's `queries.jsonl`
 
 `sample` is the corpus that comes with the package, and its questions. JSON comes as one object a line, as objects over
-several lines, or as one array; Parquet is read too. Files may be compressed by gzip, bzip2, xz or zstd. Memory does not
-grow with the file. Text is taken as it stands; only the spaces around a cut and the quotes of a tab-separated field go.
-Null and NaN are missing, numbers are text, other fields are passed over.
+several lines, or as one array; Parquet and Arrow are read too. Files may be compressed by gzip, bzip2, xz or zstd.
+Memory does not grow with the file. Text is taken as it stands; only the spaces around a cut and the quotes of a
+tab-separated field go. Null and NaN are missing, numbers are text, other fields are passed over.
 """
 
 import itertools
@@ -61,7 +61,7 @@ Fields = tuple[str, str, str]  # names of those that hold id, title and text
 FIELD_OPTIONS = ("id_field", "title_field", "text_field")  # what a manifest calls them
 
 _HUB = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?::([\w.-]+))?")
-_FILE_NAME = re.compile(r"\.(jsonl?|tsv|csv|txt|parquet|md|rst|html?|pdf|docx|pptx|gz|bz2|xz|zst)$")
+_FILE_NAME = re.compile(r"\.(jsonl?|tsv|csv|txt|parquet|arrow|md|rst|html?|pdf|docx|pptx|gz|bz2|xz|zst)$")
 
 
 @dataclass(frozen=True, slots=True)

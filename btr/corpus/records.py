@@ -1,4 +1,4 @@
-"""Read numbered records from a file: JSON lines, JSON objects, one JSON array, Parquet, or lines of text.
+"""Read numbered records from a file: JSON lines, JSON objects, one JSON array, Parquet, Arrow, or lines of text.
 
 The form is told from the content, never from the name. Everything streams: memory holds one chunk and one record,
 whatever the size of the file, and a bad record stops nothing before it.
@@ -19,6 +19,7 @@ LONGEST = 1 << 26  # bytes of one record; SQuAD's training file, one object, has
 # The end of a line with the blank lines after it, or what stands in a line.
 LINES = re.compile(rb"\n(?:[ \t\r]*+\n)*+|[^\n]+")
 BLANK = re.compile(r"[ \t\n\r]*")  # the white space of JSON
+ARROW_FILE, ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"  # how the two forms of IPC begin
 TRUNCATED = 16  # characters: an error this near the end of the text may only mean that there is more to read
 
 Line = tuple[str, str]  # `file:line` and the text of the line
@@ -111,6 +112,8 @@ def open_records(path: str, from_lines: Callable[[Iterator[Line]], Iterator[Reco
     check_fetched(path, head)
     if head.startswith(b"PAR1"):
         return _parquet(path)
+    if head.startswith((ARROW_FILE, ARROW_STREAM)):
+        return _arrow(path, head.startswith(ARROW_FILE))
     whole = itertools.chain((head,), chunks)
     first, ended, _ = head.lstrip().partition(b"\n")
     if first.startswith(b"{"):
@@ -145,6 +148,22 @@ def _parquet(path: str) -> Iterator[Record]:
             yield Record(f"{path}:{number}", row)
     except (ArrowException, OSError) as error:
         raise InputError(f"{path}: not readable as Parquet ({error}); fetch it again") from error
+
+
+def _arrow(path: str, is_file: bool) -> Iterator[Record]:
+    from pyarrow import ArrowException, ipc, memory_map
+
+    try:
+        with memory_map(path) as mapped:
+            if is_file:
+                opened = ipc.open_file(mapped)
+                batches = (opened.get_batch(n) for n in range(opened.num_record_batches))
+            else:
+                batches = iter(ipc.open_stream(mapped))
+            for number, row in enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches), 1):
+                yield Record(f"{path}:{number}", row)
+    except (ArrowException, OSError) as error:
+        raise InputError(f"{path}: not readable as Arrow ({error}); fetch it again") from error
 
 
 def _lines(chunks: Iterable[bytes], path: str, first: int) -> Iterator[Line]:

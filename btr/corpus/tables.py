@@ -20,6 +20,7 @@ def read_table(lines: Iterator[Line], needed: Collection[str] = ("id", "text")) 
     where, header = next(lines, ("", ""))
     if not header:
         return
+    csv.field_size_limit(LONGEST)  # lines are no longer; its own limit is 128 KiB
     for mark in ",;":
         if "\t" not in header and set(needed) <= set(next(csv.reader([header], delimiter=mark), ())):
             yield from _quoted_rows(where, header, lines, mark)
@@ -45,7 +46,6 @@ def _quoted_rows(where: str, header: str, lines: Iterator[Line], mark: str) -> I
             taken.append(place)
             yield text + "\n"
 
-    csv.field_size_limit(LONGEST)
     rows = csv.reader(texts(), delimiter=mark, strict=True)
     try:
         names = next(rows)

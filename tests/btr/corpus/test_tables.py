@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from btr.corpus import Passage, read_passages
@@ -38,6 +39,25 @@ def test_columns_of_other_names_are_told(tmp_path: Path, mark: str) -> None:
 def test_table_is_resumed_where_it_was(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "id,text\n" + "".join(f'{n},"line {n}\nmore"\n' for n in range(50)))
     assert [passage.id for passage in Corpus(path, None, 100).read()] == [str(n) for n in range(50)]
+
+
+@pytest.mark.parametrize("form", ["file", "stream"])
+def test_arrow_is_read(tmp_path: Path, form: str) -> None:
+    table = pyarrow.table({"id": ["1", "2"], "title": ["Owl", None], "text": [passage.text for passage in OWL]})
+    path, write_form = tmp_path / "a.arrow", pyarrow.ipc.new_file if form == "file" else pyarrow.ipc.new_stream
+    with path.open("wb") as file, write_form(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+    assert list(read_passages(str(path))) == OWL
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(InputError, match=r"a\.arrow: not readable as Arrow"):
+        list(read_passages(str(path)))
+
+
+def test_long_first_line_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.csv:1: neither JSON nor a table"):
+        list(read_passages(write(tmp_path / "a.csv", "x" * 200_000)))
+    long = "word " * 40_000
+    assert len(list(read_passages(write(tmp_path / "a.csv", f"id,text\n1,{long}\n")))) == 400
 
 
 @pytest.mark.parametrize(
