@@ -32,10 +32,10 @@ class BTRRetriever(BaseRetriever):
 
 
 def read(asked: dict[str, Any], url: str = URL, key: str = "") -> dict[str, Any]:
-    """Answer `question` from `documents`; returns the answer, its citation and the probability that there is none."""
+    """Answer `question` from `documents`; returns the answer (or a guess), its citation, the probability of none."""
     passages = [
         {"id": document.id, "title": document.metadata.get("title", ""), "text": document.page_content}
         for document in asked["documents"]
     ]
     reply = ask(asked["question"], url, key, passages=passages)
-    return {name: reply.get(name) for name in ("answer", "citation", "no_answer")}
+    return {name: reply.get(name) for name in ("answer", "best_guess", "citation", "no_answer")}

@@ -36,5 +36,5 @@ class BTRQueryEngine(CustomQueryEngine):
             )
             for passage in reply["passages"]
         ]
-        told = {name: reply.get(name) for name in ("citation", "no_answer")}
+        told = {name: reply.get(name) for name in ("best_guess", "citation", "no_answer")}
         return Response(reply["answer"], source_nodes=read, metadata=told)

@@ -43,10 +43,12 @@ class Cited(BaseModel):
 class Answered(BaseModel):
     """Give the answer and where it stands; `no_answer` is the probability that no passage holds one, null if unknown.
 
+    Where that is too high, `answer` is empty and `best_guess` is what would have been said.
     `question_cut` says that only the last words of a long question were read.
     """
 
     answer: str
+    best_guess: str | None = None
     no_answer: float | None
     score: float
     citation: Cited | None
@@ -90,6 +92,7 @@ class Tools:
             raise ToolError(str(reply)) from reply
         return Answered(
             answer=reply.answer,
+            best_guess=reply.best_guess,
             no_answer=reply.no_answer,
             score=reply.score,
             citation=cite(reply),

@@ -44,8 +44,8 @@ def folder(
     return folder
 
 
-def open_service(folder: Path, name: str) -> Service:
-    return load(Settings(store=folder / f"{name}.btr", top=3))
+def open_service(folder: Path, name: str, **settings: Any) -> Service:
+    return load(Settings(store=folder / f"{name}.btr", top=3, **settings))
 
 
 def talk(server: Any, conversation: Callable[[Client], Awaitable[Any]]) -> Any:
@@ -62,6 +62,14 @@ def call(server: Any, tool: str, **arguments: Any) -> Any:
     """Return the structured content of one call, or the text of its error."""
     result = talk(server, lambda client: client.call_tool(tool, arguments))
     return result.content[0].text if result.is_error else result.structured_content
+
+
+def test_reader_that_abstains_gives_its_guess_apart(folder: Path) -> None:
+    question = "Who built the lighthouse?"
+    told = call(make_server(open_service(folder, "bert")), "answer", question=question)
+    assert told["answer"] and told["best_guess"] is None
+    shy = call(make_server(open_service(folder, "bert", no_answer_above=0.0)), "answer", question=question)
+    assert (shy["answer"], shy["best_guess"]) == ("", told["answer"])
 
 
 def test_answer_is_that_of_the_reader(folder: Path) -> None:
