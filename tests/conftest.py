@@ -128,6 +128,12 @@ def make_t5(shape: str, seed: int) -> "T5ForConditionalGeneration":
     return model
 
 
+@pytest.fixture(autouse=True)
+def only_last_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the lines of progress that come now and then: how many there are depends on the load."""
+    monkeypatch.setattr("btr.progress.PLAIN", float("inf"))
+
+
 @pytest.fixture(scope="session")
 def tiny_passages() -> "list[Passage]":
     """Five passages, of some 20 to 200 tokens, one without title."""

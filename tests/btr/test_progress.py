@@ -33,6 +33,7 @@ def test_elsewhere_lines_come_now_and_then_and_count_what_they_say(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(progress, "PLAIN", 10.0)
     report = progress.Progress("binary:", 0, 50, "questions")
     for now in range(1, 26):
         report.more = f"em {now}"
