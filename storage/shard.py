@@ -30,7 +30,7 @@ _MAP_SIZE = 1 << 26  # bytes; grows as needed
 
 
 @dataclass(frozen=True)
-class Progress:
+class ShardProgress:
     """Count what is committed; stored in the transaction that it counts."""
 
     passages: int = 0
@@ -133,13 +133,13 @@ class ShardWriter:
             txn.put(_PROGRESS, json.dumps(asdict(after)).encode(), db=self._meta)
         self.progress = after
 
-    def _read_progress(self, txn: lmdb.Transaction) -> Progress:
+    def _read_progress(self, txn: lmdb.Transaction) -> ShardProgress:
         stored = txn.get(_PROGRESS, db=self._meta)
-        return Progress() if stored is None else Progress(**json.loads(bytes(stored)))
+        return ShardProgress() if stored is None else ShardProgress(**json.loads(bytes(stored)))
 
     def _write(
         self, txn: lmdb.Transaction, ids: Sequence[str], records: Sequence[bytes], codebook: Codebook
-    ) -> tuple[Progress, list[int]]:
+    ) -> tuple[ShardProgress, list[int]]:
         """Put the new ones among these passages, and return what is then stored."""
         before = self.progress
         if self._read_progress(txn) != before:

@@ -26,7 +26,7 @@ from .manifest import (
     write_json,
     write_manifest,
 )
-from .shard import Progress, ShardWriter, finished_shard
+from .shard import ShardProgress, ShardWriter, finished_shard
 
 
 def shard_name(number: int, *origin: object) -> str:
@@ -156,7 +156,7 @@ class StoreWriter:
         return self._building.building
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> ShardProgress:
         """Return what is committed."""
         return self._shard.progress
 

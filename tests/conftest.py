@@ -307,7 +307,7 @@ def writing_reader(span_reader: "Reader") -> "Reader":
     """The same BERT, which writes: with a decoder as training begins with."""
     import copy
 
-    from btr.model.span import SpanReader
+    from btr.model.span_head import SpanReader
     from btr.reader import Reader
     from btr.train.written import with_decoder
 
@@ -339,7 +339,7 @@ def pruning_reader(span_reader: "Reader") -> "Reader":
     import torch
 
     from btr.model.pruning import Pruner
-    from btr.model.span import SpanReader
+    from btr.model.span_head import SpanReader
 
     reader = copy.deepcopy(span_reader)
     assert isinstance(reader.model, SpanReader)

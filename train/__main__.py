@@ -13,7 +13,7 @@ from btr.errors import InputError
 from btr.model.bert_fid import BertFiD
 from btr.model.checkpoint import save_reader
 from btr.model.config import ConfigError
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 from btr.model.split import SplitBert
 from btr.model.weights import resolve
 from btr.storage.errors import StoreError

@@ -125,7 +125,7 @@ class Alignment:
             found[now] = order[places[now] % count]
         return found
 
-    def train_step(self, ids: Sequence[Sequence[int]], wanted: Tensor) -> float:
+    def train_step(self, ids: Sequence[Sequence[int]], targets: Tensor) -> float:
         """Take one step on token ids of B texts and the teacher's vectors (B, D); returns the loss.
 
         Raises:
@@ -139,7 +139,7 @@ class Alignment:
             rows, lengths = pad([ids[i] for i in piece], self.student.model.bert.config.pad_token_id)
             with torch.autocast("cpu", torch.bfloat16):
                 vectors = self.student.model(rows, lengths)
-            loss = self.loss(vectors.float(), wanted[piece]).sum() / len(ids)
+            loss = self.loss(vectors.float(), targets[piece]).sum() / len(ids)
             loss.backward()
             total += loss.item()
         norm = nn.utils.clip_grad_norm_(self.student.model.parameters(), self.schedule.clip).item()
@@ -175,7 +175,7 @@ class Alignment:
         self.step = state["step"]
         return True
 
-    def run(self, texts: Sequence[Text], wanted: NDArray[np.float32], say: Say, save_every: float) -> None:
+    def run(self, texts: Sequence[Text], targets: NDArray[np.float32], say: Say, save_every: float) -> None:
         """Train to the schedule's end, appending to metrics.jsonl, saving every `save_every` seconds and at the end."""
         self.folder.keep_steps(self.step)
         self.folder.metrics.touch()
@@ -185,7 +185,7 @@ class Alignment:
         while self.step < self.schedule.steps:
             places = self.chosen(self.step, len(texts))
             ids = [self.student.tokenize([texts[i].text], texts[i].kind)[0] for i in places]
-            loss = self.train_step(ids, torch.from_numpy(np.array(wanted[places])))
+            loss = self.train_step(ids, torch.from_numpy(np.array(targets[places])))
             self.folder.add_line({"step": self.step, "loss": loss})
             if self.step % REPORT == 0 or self.step == self.schedule.steps:
                 seconds = (time.monotonic() - began) / (self.step - first)

@@ -21,7 +21,7 @@ from btr.metrics import f1
 from btr.model.checkpoint import save_config
 from btr.reader import Reader
 from btr.reader.extractive import calibrated
-from btr.train.data import Asked, from_questions, holds
+from btr.train.data import TrainingQuestion, from_questions, holds
 from btr.train.plot import Bin, draw_reliability
 from btr.train.pruning import EVERY, in_turn
 
@@ -65,9 +65,9 @@ def calibrate(
     if reader.family != "extractive":
         raise InputError(f"--reader {path}: always answers, so there is no doubt to fit; give a span reader")
     reader.model.config = replace(reader.config, no_answer_calibration=None)
-    asked = from_questions(itertools.islice(in_turn([read_questions(name) for name in questions]), limit), False)
-    random.Random(0).shuffle(asked)  # or the halves would be of different files
-    readings = [list(read(reader, question, passages or reader.config.passages)) for question in report(asked, say)]
+    chosen = from_questions(itertools.islice(in_turn([read_questions(name) for name in questions]), limit), False)
+    random.Random(0).shuffle(chosen)  # or the halves would be of different files
+    readings = [list(read(reader, question, passages or reader.config.passages)) for question in report(chosen, say)]
     fitted_to, checked = ([found for row in readings[half::2] for found in row] for half in (0, 1))
     line = fit([found.no_answer for found in fitted_to], [found.answerable for found in fitted_to])
     told = [calibrated(found.no_answer, line) for found in checked]
@@ -85,29 +85,29 @@ def calibrate(
         say(f"note: {error}")
 
 
-def report(asked: Sequence[Asked], say: Callable[[str], None]) -> Iterator[Asked]:
+def report(questions: Sequence[TrainingQuestion], say: Callable[[str], None]) -> Iterator[TrainingQuestion]:
     """Yield the questions, telling how far it is."""
-    for number, question in enumerate(asked, 1):
+    for number, question in enumerate(questions, 1):
         yield question
         if number % EVERY == 0:
-            say(f"{number:,} of {len(asked):,} questions")
+            say(f"{number:,} of {len(questions):,} questions")
 
 
-def read(reader: Reader, asked: Asked, count: int) -> Iterator[Reading]:
+def read(reader: Reader, question: TrainingQuestion, count: int) -> Iterator[Reading]:
     """Read a question with a gold passage among `count`, and, if it has answers, without any that holds one."""
-    silent = [passage for passage in asked.others if not holds(passage[1], asked.answers)]
-    ways = [(True, [*asked.gold[:1], *asked.others][:count])]
-    ways += [(False, silent[:count])] if asked.answers and silent else []
+    silent = [passage for passage in question.others if not holds(passage[1], question.answers)]
+    ways = [(True, [*question.gold[:1], *question.others][:count])]
+    ways += [(False, silent[:count])] if question.answers and silent else []
     for shown, chosen in ways:
-        random.Random(asked.question).shuffle(chosen)
+        random.Random(question.question).shuffle(chosen)
         passages = [Passage(str(number), *pair) for number, pair in enumerate(chosen)]
         try:
-            answer = reader.answer(asked.question, passages)
+            answer = reader.answer(question.question, passages)
         except InputError:  # too long, or a passage without text
             continue
         assert answer.no_answer is not None
-        answerable = shown and bool(asked.answers)
-        yield Reading(answer.no_answer, answerable, f1(answer.text, asked.answers) if answerable else 0.0)
+        answerable = shown and bool(question.answers)
+        yield Reading(answer.no_answer, answerable, f1(answer.text, question.answers) if answerable else 0.0)
 
 
 def fit(no_answer: Sequence[float], answerable: Sequence[bool]) -> Line:
@@ -120,10 +120,12 @@ def fit(no_answer: Sequence[float], answerable: Sequence[bool]) -> Line:
         raise InputError("readings with an answer and without are needed; give questions with gold passages and others")
     p = np.clip(np.array(no_answer), LEAST, 1 - LEAST)
     inputs = np.stack((np.log(p) - np.log1p(-p), np.ones(len(p))), 1)
-    wanted, weights = 1.0 - np.array(answerable), np.array([1.0, 0.0])
+    unanswerable, weights = 1.0 - np.array(answerable), np.array([1.0, 0.0])
     for _ in range(STEPS):
         found = 1 / (1 + np.exp(-inputs @ weights))
-        slopes = inputs.T @ (found - wanted) + 1e-3 * (weights - [1.0, 0.0])  # separable readings have a bound, so
+        slopes = inputs.T @ (found - unanswerable) + 1e-3 * (
+            weights - [1.0, 0.0]
+        )  # separable readings have a bound, so
         curve = (inputs.T * (found * (1 - found))) @ inputs + 1e-3 * np.eye(2)
         step = np.linalg.solve(curve, slopes)
         weights = weights - step / max(1.0, float(np.abs(step).max()))
@@ -137,10 +139,10 @@ def fit(no_answer: Sequence[float], answerable: Sequence[bool]) -> Line:
 
 def bins(no_answer: Sequence[float], answerable: Sequence[bool]) -> list[Bin]:
     """Return, for each tenth of probabilities that has any, the mean of them, how often nothing answered, how many."""
-    p, wanted = np.array(no_answer), 1.0 - np.array(answerable)
+    p, unanswerable = np.array(no_answer), 1.0 - np.array(answerable)
     places = np.minimum((p * BINS).astype(int), BINS - 1)
     some = [places == place for place in range(BINS) if (places == place).any()]
-    return [(float(p[mine].mean()), float(wanted[mine].mean()), int(mine.sum())) for mine in some]
+    return [(float(p[mine].mean()), float(unanswerable[mine].mean()), int(mine.sum())) for mine in some]
 
 
 def gap(found: Sequence[Bin]) -> float:

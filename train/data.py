@@ -53,7 +53,7 @@ def window(text: str, sentence: int, words: int, rng: random.Random) -> str:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TrainingQuestion:
     """A question with passages as (title, text): the gold ones, and the others, nearest first."""
 
     question: str
@@ -62,7 +62,7 @@ class Asked:
     others: tuple[tuple[str, str], ...]
 
 
-def from_questions(questions: Iterable[Question], answerable: bool = True) -> list[Asked]:
+def from_questions(questions: Iterable[Question], answerable: bool = True) -> list[TrainingQuestion]:
     """Take the questions that have a gold passage: one marked so, or else one that holds an answer.
 
     Questions without answers are left out if they are to be `answerable`; else they are taken where a passage is
@@ -76,7 +76,7 @@ def from_questions(questions: Iterable[Question], answerable: bool = True) -> li
         gold = tuple(passage for passage, good in pairs if good)
         if gold and (answers or not answerable):
             others = tuple(passage for passage, good in pairs if not good)
-            kept.append(Asked(question.question, answers, gold, others))
+            kept.append(TrainingQuestion(question.question, answers, gold, others))
     return kept
 
 
@@ -93,20 +93,20 @@ def crop(text: str, answers: Sequence[str], words: int, rng: random.Random) -> s
 class FileSource:
     """Examples from questions with gold passages; passages longer than 1.15 * `words` words are cropped."""
 
-    questions: Sequence[Asked]
+    questions: Sequence[TrainingQuestion]
     passages_per_question: int
     words: int = 100
 
     def draw(self, rng: random.Random) -> Example:
         """Take a question, an answer that the chosen gold passage holds, and some of the nearest other passages."""
-        asked = rng.choice(self.questions)
-        title, text = rng.choice(asked.gold)
-        answer = rng.choice([a for a in asked.answers if holds(text, [a])] or asked.answers)
-        nearest = asked.others[: 2 * self.passages_per_question]
+        question = rng.choice(self.questions)
+        title, text = rng.choice(question.gold)
+        answer = rng.choice([a for a in question.answers if holds(text, [a])] or question.answers)
+        nearest = question.others[: 2 * self.passages_per_question]
         others = rng.sample(nearest, min(len(nearest), self.passages_per_question - 1))
         gold = (title, crop(text, [answer], self.words, rng))
         return Example(
-            asked.question, answer, (gold, *((title, crop(text, [], self.words, rng)) for title, text in others))
+            question.question, answer, (gold, *((title, crop(text, [], self.words, rng)) for title, text in others))
         )
 
 
@@ -152,16 +152,16 @@ def collate(
     questions = encode(tokenizer, [f"{e.task}: {e.question}" for e in examples])
     answers = encode(tokenizer, [e.answer for e in examples])
     texts = iter(encode(tokenizer, [passage_text(*p) for e in examples for p in e.passages]))
-    rows, asked = [], []
+    rows, question_lengths = [], []
     for example, question in zip(examples, questions, strict=True):
         read = [next(texts) for _ in example.passages]
         rng.shuffle(read)
         for passage in (read + [[]] * passages)[:passages]:
             rows.append([*[*question[:question_tokens], *passage][: row_tokens - 1], eos])
-            asked.append(min(len(question), question_tokens))
+            question_lengths.append(min(len(question), question_tokens))
     labels = [[*answer[: answer_tokens - 1], eos] for answer in answers]
     lengths = torch.tensor([len(row) for row in rows])
-    return Batch(pad(rows, row_tokens, 0), lengths, torch.tensor(asked), pad(labels, answer_tokens, -100))
+    return Batch(pad(rows, row_tokens, 0), lengths, torch.tensor(question_lengths), pad(labels, answer_tokens, -100))
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:

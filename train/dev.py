@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from btr.corpus import Question
-from btr.corpus.questions import Asked, prompt
+from btr.corpus.questions import QuestionSet, prompt
 from btr.errors import InputError
 from btr.eval.evidence import own_passages
 from btr.eval.figures import METRICS, score
@@ -23,7 +23,7 @@ from btr.reader.truncation import shorten
 class Dev:
     """Questions to measure on, every so many steps, with `passages` passages and answers of at most `most` tokens."""
 
-    asked: Asked
+    questions: QuestionSet
     tokenizer: Tokenizer
     passages: int
     most: int
@@ -35,8 +35,8 @@ class Dev:
 
     def settings(self) -> dict[str, Any]:
         """Return what figures must share to be compared."""
-        count = len(self.asked.questions)
-        return {"questions": self.asked.task, "n": count, "passages": self.passages, "tokens": self.most}
+        count = len(self.questions.questions)
+        return {"questions": self.questions.task, "n": count, "passages": self.passages, "tokens": self.most}
 
     def measure(self, student: Model, mode: Mode) -> dict[str, Any]:
         """Answer all questions; returns the figures in per cent (em and f1, or accuracy), their n, and the mode.
@@ -45,8 +45,8 @@ class Dev:
         """
         on_cpu = next(student.parameters()).device.type == "cpu"
         reader = Reader(student if on_cpu else copy.deepcopy(student).cpu(), self.tokenizer)
-        kind = self.asked.kind
-        scores = [score(self.answer(reader, question, mode), question, kind) for question in self.asked.questions]
+        kind = self.questions.kind
+        scores = [score(self.answer(reader, question, mode), question, kind) for question in self.questions.questions]
         student.train()
         figures = {name: 100 * mean([row[name] for row in scores]) for name in METRICS[kind]}
         return {**figures, "n": len(scores), "mode": mode}
@@ -55,7 +55,7 @@ class Dev:
         """Answer a question from its own passages; nothing if it has none to read."""
         try:
             passages = own_passages(question, self.passages)
-            asked = shorten(prompt(question, self.asked.kind), reader)
+            asked = shorten(prompt(question, self.questions.kind), reader)
             return reader.answer(asked, passages, mode, self.most, no_answer_above=1.0).text
         except InputError:
             return ""

@@ -45,9 +45,9 @@ def train_encoder(options: argparse.Namespace, say: Say) -> None:
     trained = Encoder(student.model, teacher.tokenizer, out.name, aligned=aligned(teacher))
     facts = {"method": METHODS[options.command], "teacher": options.encoder, "steps": run.step, "texts": len(texts)}
     if options.dev:
-        asked = [question.question for question in read_questions(options.dev)]
-        facts["dev_cosine"] = round(cosine(trained, teacher, asked), 4)
-        say(f"mean cosine to the teacher over {len(asked):,} dev questions: {facts['dev_cosine']:.4f}")
+        questions = [question.question for question in read_questions(options.dev)]
+        facts["dev_cosine"] = round(cosine(trained, teacher, questions), 4)
+        say(f"mean cosine to the teacher over {len(questions):,} dev questions: {facts['dev_cosine']:.4f}")
     trained.save(out / "encoder", facts)
     say(f"wrote {out / 'encoder'}")
 
@@ -58,8 +58,8 @@ def read_texts(options: argparse.Namespace) -> list[Text]:
     Raises:
         InputError: there are none.
     """
-    asked = dict.fromkeys(q.question for path in options.questions for q in read_questions(path))
-    texts = [Text(question, "query") for question in asked]
+    questions = dict.fromkeys(q.question for path in options.questions for q in read_questions(path))
+    texts = [Text(question, "query") for question in questions]
     if getattr(options, "text", None):
         found = read_passages(options.text, limit=options.passages)
         texts += [Text(f"{passage.title} {passage.text}".strip(), "passage") for passage in found]

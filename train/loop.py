@@ -20,7 +20,7 @@ from btr.model.binarize import Known
 from btr.model.checkpoint import save_reader
 from btr.model.config import Mode
 from btr.model.kinds import Model
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 from btr.train.dev import Dev, better, describe
 from btr.train.folder import CURE, RunFolder
 from btr.train.losses import passage_tokens
@@ -63,7 +63,7 @@ class Trainer:
         processes: Alone | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        if stage.taught and teacher is None:
+        if stage.needs_teacher and teacher is None:
             raise ValueError(f"stage {stage.name!r} distils and has no teacher; pass --teacher FOLDER")
         self.processes = processes or Alone()
         device = self.processes.device
@@ -115,8 +115,8 @@ class Trainer:
         torch.manual_seed((self.schedule.seed * 1_000_003 + self.step) * processes.count + processes.index)
         total: dict[str, Tensor] = {}
         some = isinstance(self.student, SpanReader) and mode != "full"
-        weights = weigh(pieces, self.stage, self.student.config.unread if some else ())
-        for piece, share in list(zip(pieces, weights, strict=True))[processes.index :: processes.count]:
+        piece_weights = weigh(pieces, self.stage, self.student.config.unread if some else ())
+        for piece, share in list(zip(pieces, piece_weights, strict=True))[processes.index :: processes.count]:
             with torch.autocast(processes.device.type, torch.bfloat16):
                 losses = self.loss(tuple(tensor.to(processes.device) for tensor in piece), mode)
             shared = {name: loss * share[name] for name, loss in losses.items()}
@@ -139,9 +139,9 @@ class Trainer:
         student = self.student.eval()
         found, tokens, follows = [], [], []
         for batch in batches:
-            ids, lengths, asked = (tensor.to(self.processes.device) for tensor in batch.tensors()[:3])
-            passage = passage_tokens(ids, lengths, asked)
-            rows = student.rows(ids, lengths, asked, "float")
+            ids, lengths, question_lengths = (tensor.to(self.processes.device) for tensor in batch.tensors()[:3])
+            passage = passage_tokens(ids, lengths, question_lengths)
+            rows = student.rows(ids, lengths, question_lengths, "float")
             found.append(student.normalised(rows.joined)[passage])
             tokens.append(ids[passage])
             follows.append(Known.of_rows(ids, passage, student.embedding).follows[passage])

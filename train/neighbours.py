@@ -53,12 +53,12 @@ def write_neighbours(
         say(f"{len(pool):,} passages to find neighbours in")
         temporary, written = out.with_name(out.name + ".tmp"), 0
         with temporary.open("w", encoding="utf-8") as file:
-            for asked in batched((q for path in paths for q in read_questions(path)), BATCH):
-                hits = index.search([q.question for q in asked], top)
-                for question, (ordinals, _) in zip(asked, hits, strict=True):
+            for batch in batched((q for path in paths for q in read_questions(path)), BATCH):
+                hits = index.search([q.question for q in batch], top)
+                for question, (ordinals, _) in zip(batch, hits, strict=True):
                     record = with_neighbours(question, [pool[i] for i in ordinals])
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
-                written += len(asked)
+                written += len(batch)
                 say(f"{written:,} questions")
         temporary.replace(out)
 

@@ -27,7 +27,7 @@ from btr.model.bias import mask_bias
 from btr.model.config import Mode
 from btr.model.fid import FiD, Rows
 from btr.model.kinds import Model
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 from btr.model.split import SplitBert
 from btr.model.t5 import T5
 from btr.train.losses import (
@@ -95,8 +95,8 @@ def build_projection(student: Model, stage: Stage) -> nn.ModuleDict | None:
 
 
 @dataclass(frozen=True)
-class Taught:
-    """What the teacher saw in a batch: apart and memory (R, T, D); looked (R, T), as `top_tokens` ranks, or None."""
+class TeacherStates:
+    """What the teacher made of a batch: apart and memory (R, T, D); looked (R, T), as `top_tokens` ranks, or None."""
 
     apart: Tensor
     memory: Tensor
@@ -120,14 +120,14 @@ class GenerativeObjective:
         found = {"task": task_loss(logits, labels)}
         if "copying" in self.stage.losses and looked is not None:
             found["copying"] = copying_loss(looked, ids.masked_fill(~passage, -1).view(len(labels), -1), labels)
-        if self.stage.taught:
+        if self.stage.needs_teacher:
             if teacher is None:
                 raise no_teacher(self.stage)
-            found |= self.taught(teacher, rows, logits, looked, inputs)
+            found |= self.teacher_losses(teacher, rows, logits, looked, inputs)
         found |= bit_losses(self, student, rows, ids, passage)
         return select(found, self.stage)
 
-    def taught(
+    def teacher_losses(
         self, teacher: Written, rows: Rows, logits: Tensor, looked: Tensor | None, inputs: tuple[Tensor, ...]
     ) -> dict[str, Tensor]:
         """Return the losses against the teacher."""
@@ -136,19 +136,19 @@ class GenerativeObjective:
         with torch.no_grad():
             top = self.stage.distill == "top"
             if isinstance(teacher, FiD):
-                saw = read_generative(teacher, ids, lengths, question_lengths, top)
+                teacher_states = read_generative(teacher, ids, lengths, question_lengths, top)
             else:
-                saw = read_extractive(teacher, ids, lengths, question_lengths, top)
+                teacher_states = read_extractive(teacher, ids, lengths, question_lengths, top)
             if "answers" in losses or "cross" in losses:
-                wanted, wanted_look = self.decode(teacher, saw.memory, lengths, labels)
+                teacher_logits, teacher_attention = self.decode(teacher, teacher_states.memory, lengths, labels)
         if "distillation" in losses:
-            chosen = choose(self.stage, saw, passage_tokens(ids, lengths, question_lengths))
-            found["distillation"] = distillation_loss(rows.memory, saw.memory, chosen)
-            found["distillation"] = found["distillation"] + distillation_loss(rows.apart, saw.apart, chosen)
+            chosen = choose(self.stage, teacher_states, passage_tokens(ids, lengths, question_lengths))
+            found["distillation"] = distillation_loss(rows.memory, teacher_states.memory, chosen)
+            found["distillation"] = found["distillation"] + distillation_loss(rows.apart, teacher_states.apart, chosen)
         if "answers" in losses:
-            found["answers"] = answers_loss(logits, wanted, labels)
-        if "cross" in losses and looked is not None and wanted_look is not None:
-            found["cross"] = cross_loss(looked, wanted_look, labels)
+            found["answers"] = answers_loss(logits, teacher_logits, labels)
+        if "cross" in losses and looked is not None and teacher_attention is not None:
+            found["cross"] = cross_loss(looked, teacher_attention, labels)
         return found
 
     def decode(self, reader: Written, memory: Tensor, lengths: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -178,16 +178,16 @@ class SpanObjective:
             targets = within(targets, pointable)
         start, end = point(student, rows.memory, pointable, len(targets))
         found = {"task": span_loss(start, end, targets)}
-        if self.stage.taught:
+        if self.stage.needs_teacher:
             if teacher is None:
                 raise no_teacher(self.stage)
             with torch.no_grad():
-                saw = read_extractive(teacher, ids, lengths, question_lengths, self.stage.distill == "top")
-                wanted = point(teacher, saw.memory, pointable, len(targets))
-            asked = torch.arange(ids.shape[1], device=ids.device)[None] < question_lengths[:, None]
-            chosen = asked | choose(self.stage, saw, passage)
-            found["distillation"] = distillation_loss(rows.memory, saw.memory, chosen)
-            found["answers"] = (divergence(start, wanted[0]) + divergence(end, wanted[1])).mean() / 2
+                teacher_states = read_extractive(teacher, ids, lengths, question_lengths, self.stage.distill == "top")
+                teacher_logits = point(teacher, teacher_states.memory, pointable, len(targets))
+            question = torch.arange(ids.shape[1], device=ids.device)[None] < question_lengths[:, None]
+            chosen = question | choose(self.stage, teacher_states, passage)
+            found["distillation"] = distillation_loss(rows.memory, teacher_states.memory, chosen)
+            found["answers"] = (divergence(start, teacher_logits[0]) + divergence(end, teacher_logits[1])).mean() / 2
         found |= bit_losses(self, student, rows, ids, passage)
         return select(found, self.stage)
 
@@ -203,9 +203,9 @@ def select(found: dict[str, Tensor], stage: Stage) -> dict[str, Tensor]:
     return {name: found.get(name, zero) for name in stage.losses}
 
 
-def choose(stage: Stage, saw: Taught, passage: Tensor) -> Tensor:
+def choose(stage: Stage, teacher_states: TeacherStates, passage: Tensor) -> Tensor:
     """Choose the passage tokens to distil, bool (R, T)."""
-    return passage if saw.looked is None else top_tokens(saw.looked, passage, stage.top_ratio)
+    return passage if teacher_states.looked is None else top_tokens(teacher_states.looked, passage, stage.top_ratio)
 
 
 def bit_losses(
@@ -232,14 +232,14 @@ def point(reader: SpanReader, memory: Tensor, pointable: Tensor, questions: int)
     return pointing(start, pointable, questions), pointing(end, pointable, questions)
 
 
-def read_generative(teacher: FiD, ids: Tensor, lengths: Tensor, question_lengths: Tensor, look: bool) -> Taught:
+def read_generative(teacher: FiD, ids: Tensor, lengths: Tensor, question_lengths: Tensor, look: bool) -> TeacherStates:
     """Read rows whole as `FiD.rows` does in mode `full`; with `look`, keep how much the question looks at each token.
 
     That is the mean of attention over question tokens, heads and layers k+1..n.
     """
     if not look:
         rows = teacher.rows(ids, lengths, question_lengths, "full")
-        return Taught(rows.apart, rows.memory, None)
+        return TeacherStates(rows.apart, rows.memory, None)
     encoder, k = teacher.t5.encoder, teacher.config.k
     index = torch.arange(ids.shape[1], device=ids.device)[None]
     bias = encoder.bias(index, index < lengths[:, None])
@@ -253,14 +253,16 @@ def read_generative(teacher: FiD, ids: Tensor, lengths: Tensor, question_lengths
         hidden = hidden + mixed
         hidden = hidden + layer.ffn(layer.ffn_norm(hidden))
     heads = teacher.t5.config.num_heads
-    return Taught(apart, encoder.finish(hidden), looked / (heads * len(encoder.layers[k:])))
+    return TeacherStates(apart, encoder.finish(hidden), looked / (heads * len(encoder.layers[k:])))
 
 
-def read_extractive(teacher: SplitBert, ids: Tensor, lengths: Tensor, question_lengths: Tensor, look: bool) -> Taught:
+def read_extractive(
+    teacher: SplitBert, ids: Tensor, lengths: Tensor, question_lengths: Tensor, look: bool
+) -> TeacherStates:
     """Read rows whole as `SplitBert.rows` does in mode `full`; `look` as in `read_generative`."""
     if not look:
         rows = teacher.rows(ids, lengths, question_lengths, "full")
-        return Taught(rows.apart, rows.memory, None)
+        return TeacherStates(rows.apart, rows.memory, None)
     bert, k = teacher.bert, teacher.config.k
     index = torch.arange(ids.shape[1], device=ids.device)[None]
     mask = (index < lengths[:, None])[:, None]
@@ -273,7 +275,7 @@ def read_extractive(teacher: SplitBert, ids: Tensor, lengths: Tensor, question_l
         looked = looked + torch.einsum("rhqt,rq->rt", attention(layer, hidden, mask).float(), asking)
         hidden = bert(hidden, mask, number, number + 1)
     memory = teacher.ended(hidden, ids, passage & mask[:, 0])
-    return Taught(apart, memory, looked / (bert.config.num_attention_heads * len(bert.layers[k:])))
+    return TeacherStates(apart, memory, looked / (bert.config.num_attention_heads * len(bert.layers[k:])))
 
 
 def asking_weights(index: Tensor, question_lengths: Tensor) -> Tensor:

@@ -354,7 +354,7 @@ def build_stage(options: argparse.Namespace) -> Stage:
         raise InputError(
             f"stage {stage.name!r} has no loss left; give one of {', '.join(LOSSES)} a weight with --losses"
         )
-    if stage.taught and not options.teacher:
+    if stage.needs_teacher and not options.teacher:
         raise InputError(f"stage {stage.name!r} distils from a teacher; pass --teacher FOLDER")
     return stage
 

@@ -38,7 +38,7 @@ def weigh(pieces: Sequence[tuple[Tensor, ...]], stage: Stage, unread: Sequence[i
     """
     answers = shares([torch.tensor(len(p[3])) if p[3].dim() == 3 else (p[3] != -100).sum() for p in pieces])
     passages = [count_passage(piece, unread) for piece in pieces]
-    chosen = [wanted.sum() for wanted in (distilled_counts(count, stage) for count in passages)]
+    chosen = [counts.sum() for counts in (distilled_counts(count, stage) for count in passages)]
     if pieces[0][3].dim() == 3:
         chosen = [count + piece[2].sum() for count, piece in zip(chosen, pieces, strict=True)]
     each = zip(answers, shares([count.sum() for count in passages]), shares(chosen), strict=True)
@@ -50,8 +50,8 @@ def weigh(pieces: Sequence[tuple[Tensor, ...]], stage: Stage, unread: Sequence[i
 
 def count_passage(piece: tuple[Tensor, ...], unread: Sequence[int]) -> Tensor:
     """Count the passage tokens of each row that are read, (R,)."""
-    ids, lengths, asked = piece[:3]
-    passage = passage_tokens(ids, lengths, asked)
+    ids, lengths, question_lengths = piece[:3]
+    passage = passage_tokens(ids, lengths, question_lengths)
     return (passage & ~torch.isin(ids, torch.tensor(unread, dtype=ids.dtype, device=ids.device))).sum(1)
 
 

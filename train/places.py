@@ -22,14 +22,14 @@ def places(text: str, answer: str) -> Iterator[tuple[int, int]]:
 
     Places written in the answer's own case are preferred: if there is one, the others do not count ("US" is not "us").
     """
-    words, wanted = compiled(unicodedata.normalize("NFC", answer))
+    words, pattern = compiled(unicodedata.normalize("NFC", answer))
     if not unicodedata.is_normalized("NFC", text):
         whole, origin = composed(text)
         yield from ((origin[start][0], origin[end - 1][1]) for start, end in places(whole, answer))
         return
     if not words or words[0].lower() not in text.lower():
         return
-    found = list(wanted.finditer(text))
+    found = list(pattern.finditer(text))
     same = [match for match in found if WORD.findall(match.group()) == list(words)]
     yield from (match.span() for match in same or found)
 

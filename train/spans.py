@@ -13,7 +13,7 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from btr.errors import InputError
-from btr.train.data import Asked, crop, pad
+from btr.train.data import TrainingQuestion, crop, pad
 from btr.train.places import holds, places
 
 TARGETS = 16  # most places of a question's answers that count
@@ -37,28 +37,28 @@ class SpanSource:
     longer than 1.15 * `words` words are cropped to whole sentences, gold ones around an answer.
     """
 
-    questions: Sequence[Asked]
+    questions: Sequence[TrainingQuestion]
     passages_per_question: int
     unanswerable: float = 0.0
     words: int = 100
 
     def draw(self, rng: random.Random) -> SpanExample:
         """Take a question, a gold passage or two, and some of the nearest other passages."""
-        asked, most = rng.choice(self.questions), self.passages_per_question
-        near: Sequence[tuple[str, str]] = asked.others[: 2 * most]
-        wanted = rng.choice((1, 1, 2)) if most > 2 else 1
-        if asked.answers and rng.random() < self.unanswerable:
+        question, most = rng.choice(self.questions), self.passages_per_question
+        near: Sequence[tuple[str, str]] = question.others[: 2 * most]
+        gold_count = rng.choice((1, 1, 2)) if most > 2 else 1
+        if question.answers and rng.random() < self.unanswerable:
             # a neighbour that happens to hold the answer must not be said to hold none
-            silent = [passage for passage in near if not holds(passage[1], asked.answers)]
+            silent = [passage for passage in near if not holds(passage[1], question.answers)]
             if len(silent) >= most:
-                near, wanted = silent, 0
-        best = asked.gold[:4]
-        gold = rng.sample(best, min(len(best), wanted))
+                near, gold_count = silent, 0
+        best = question.gold[:4]
+        gold = rng.sample(best, min(len(best), gold_count))
         others = rng.sample(near, min(len(near), most - len(gold)))
-        chosen = [(title, crop(text, asked.answers, self.words, rng), True) for title, text in gold]
+        chosen = [(title, crop(text, question.answers, self.words, rng), True) for title, text in gold]
         chosen += [(title, crop(text, [], self.words, rng), False) for title, text in others]
         rng.shuffle(chosen)
-        return SpanExample(asked.question, asked.answers, tuple(chosen))
+        return SpanExample(question.question, question.answers, tuple(chosen))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Row:
     """A row's tokens `[CLS] question [SEP] title [SEP] text [SEP]`: the question's length, where the text stands."""
 
     ids: list[int]
-    asked: int
+    question_length: int
     text: range
     places: list[tuple[int, int]]  # first and last token of each answer
 
@@ -116,9 +116,9 @@ def collate_spans(
     pointable[:, 0] = True
     for row, allowed in zip(rows, pointable, strict=True):
         allowed[row.text.start : row.text.stop] = True
-    lengths, asked = ([len(row.ids) for row in rows], [row.asked for row in rows])
+    lengths, question_lengths = ([len(row.ids) for row in rows], [row.question_length for row in rows])
     ids = pad([row.ids for row in rows], row_tokens, 0)
-    return SpanBatch(ids, torch.tensor(lengths), torch.tensor(asked), torch.tensor(targets), pointable)
+    return SpanBatch(ids, torch.tensor(lengths), torch.tensor(question_lengths), torch.tensor(targets), pointable)
 
 
 def first_and_last(tokenizer: Tokenizer) -> tuple[int, int]:

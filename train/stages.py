@@ -17,7 +17,7 @@ LOSSES = (
     "recovery",
     "rate",
 )
-TAUGHT = {"distillation", "answers", "cross"}  # those that need a teacher
+TEACHER_LOSSES = {"distillation", "answers", "cross"}  # those that need a teacher
 CHOICES = {"distill": ("off", "all", "top"), "straight_through": ("tanh", "clipped")}
 
 
@@ -59,9 +59,9 @@ class Stage:
         return tuple(name for name in chosen if name != "distillation" or self.distill != "off")
 
     @property
-    def taught(self) -> bool:
+    def needs_teacher(self) -> bool:
         """Whether a loss needs a teacher."""
-        return not TAUGHT.isdisjoint(self.losses)
+        return not TEACHER_LOSSES.isdisjoint(self.losses)
 
     def mode(self, draw: float) -> Mode:
         """Choose the step's mode from a uniform draw in [0, 1)."""

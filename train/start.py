@@ -14,7 +14,7 @@ from btr.model.checkpoint import configured, load_reader, load_tokenizer
 from btr.model.config import T5_SHAPES, ReaderConfig
 from btr.model.fid import FiD
 from btr.model.kinds import Model
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 from btr.model.split import SplitBert
 from btr.model.t5 import T5
 from btr.model.weights import resolve
@@ -68,12 +68,12 @@ def load_student(options: argparse.Namespace) -> tuple[Model, Tokenizer]:
     """
     folder = resolve(options.reader)
     loaded, tokenizer = load_reader(folder, torch.float32, None, new_head=True), load_tokenizer(folder)
-    asked: dict[str, Any] = {"k": options.k, "calibration": options.calibration, "bits": options.bits}
+    overrides: dict[str, Any] = {"k": options.k, "calibration": options.calibration, "bits": options.bits}
     if options.unread is not None:
-        asked["unread"] = token_ids(tokenizer, options.unread.split())
+        overrides["unread"] = token_ids(tokenizer, options.unread.split())
     if not (folder / "btr_config.json").exists():
-        asked["max_question_tokens"] = max(options.question_tokens, loaded.config.max_question_tokens)
-    changes = {name: value for name, value in asked.items() if value is not None}
+        overrides["max_question_tokens"] = max(options.question_tokens, loaded.config.max_question_tokens)
+    changes = {name: value for name, value in overrides.items() if value is not None}
     changes |= {"no_answer_calibration": None, "no_answer_above": None}  # which fit the weights as they are
     student = configure(loaded, **changes)
     if options.decoder_layers:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from btr.model.bert_fid import BertFiD
 from btr.model.config import ReaderConfig, T5Config
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 from btr.model.t5 import RMSNorm
 from btr.train.data import Batch, Example, pad
 from btr.train.spans import build_row, encode, first_and_last
@@ -57,9 +57,9 @@ def initialise(model: BertFiD, seed: int) -> None:
     for layer in decoder.layers:
         for part in (layer.attention, layer.cross):
             part.q.weight.mul_(config.d_kv**-0.5)
-        asked = torch.randn(copying, D, generator=generator) * D**-0.5
-        layer.cross.q.weight[:copying] = ASKING * asked
-        layer.cross.k.weight[:copying] = asked @ turn.T
+        queries = torch.randn(copying, D, generator=generator) * D**-0.5
+        layer.cross.q.weight[:copying] = ASKING * queries
+        layer.cross.k.weight[:copying] = queries @ turn.T
         layer.cross.o.weight[:, :copying] = layer.cross.v.weight[:copying].T
 
 
@@ -81,8 +81,8 @@ def collate(
 ) -> Batch:
     """Tokenize rows as a span reader does and answers to end in [SEP]; pad to fixed shapes, as `train.data.collate`."""
     first, last = first_and_last(tokenizer)
-    asked = [e.question if e.task == "question" else f"{e.task}: {e.question}" for e in examples]
-    questions, answers = encode(tokenizer, asked), encode(tokenizer, [e.answer for e in examples])
+    prompts = [e.question if e.task == "question" else f"{e.task}: {e.question}" for e in examples]
+    questions, answers = encode(tokenizer, prompts), encode(tokenizer, [e.answer for e in examples])
     titles = iter(encode(tokenizer, [title for e in examples for title, _ in e.passages]))
     texts = iter(encode(tokenizer, [text for e in examples for _, text in e.passages]))
     rows: list[list[int]] = []

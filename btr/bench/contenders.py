@@ -19,7 +19,7 @@ from btr.model.config import MODES, T5_SHAPES, BertConfig, Mode, ReaderConfig
 from btr.model.fid import FiD
 from btr.model.merge import Schedule
 from btr.model.pruning import Pruner
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 from btr.model.t5 import T5
 from btr.reader import Answer, Reader
 from btr.storage import Encoded, Settings, Store, StoreWriter

@@ -39,7 +39,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Asked:
+class QuestionSet:
     """The questions of a task that have answers, where they came from, and those without (SQuAD 2.0 has such)."""
 
     task: str
@@ -49,7 +49,9 @@ class Asked:
     unanswerable: tuple[Question, ...] = ()
 
 
-def find_questions(task: str, data: str | None = None, limit: int | None = None, *, answerless: bool = False) -> Asked:
+def find_questions(
+    task: str, data: str | None = None, limit: int | None = None, *, answerless: bool = False
+) -> QuestionSet:
     """Read the questions of a named task, from `data` (a file, or a folder of tasks) or else the hub, or of a file.
 
     answerless: none of them need have an answer.
@@ -74,7 +76,7 @@ def find_questions(task: str, data: str | None = None, limit: int | None = None,
     for question in questions:
         _check_answer(question, kind, source)
     name = task if task in TASKS else os.path.basename(task)
-    return Asked(name, kind, source, questions, tuple(question for question in found if not question.answers))
+    return QuestionSet(name, kind, source, questions, tuple(question for question in found if not question.answers))
 
 
 def find_file(task: str, data: str) -> str:

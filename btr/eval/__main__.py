@@ -21,7 +21,7 @@ import torch
 
 from btr.command import Parser, run_command
 from btr.corpus import Passage, Question
-from btr.corpus.questions import TASKS, Asked, find_questions, prompt
+from btr.corpus.questions import TASKS, QuestionSet, find_questions, prompt
 from btr.errors import InputError
 from btr.eval import plots
 from btr.eval.abstention import doubt_of
@@ -122,7 +122,7 @@ def identify(reader: Reader) -> str:
 class Evaluation:
     """Answers the questions of a task, setting by setting."""
 
-    def __init__(self, asked: Asked, evidence: Evidence, predictions: Predictions, max_new_tokens: int) -> None:
+    def __init__(self, asked: QuestionSet, evidence: Evidence, predictions: Predictions, max_new_tokens: int) -> None:
         self.asked, self.evidence, self.predictions = asked, evidence, predictions
         self.max_new_tokens = max_new_tokens
         self._warm: set[tuple[str, Mode]] = set()
@@ -237,7 +237,7 @@ def bytes_per_token(setting: Setting, store: Store | None) -> float | None:
     return 8.0 * -(-reader.bits // 64) + 2
 
 
-def check_readers(settings: list[Setting], asked: Asked, evidence: Evidence) -> None:
+def check_readers(settings: list[Setting], asked: QuestionSet, evidence: Evidence) -> None:
     """Refuse settings that a reader cannot answer in."""
     for setting in settings:
         reader, mode = setting.reader, setting.mode

@@ -38,7 +38,7 @@ from btr.model.parameter_names import (
     written_tensors,
 )
 from btr.model.pruning import Pruner
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 from btr.model.split import SplitBert
 from btr.model.t5 import T5
 from btr.model.weights import first_line, read_json, read_tensors, read_weights, refuse_pointer

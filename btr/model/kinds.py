@@ -7,7 +7,7 @@ import torch
 
 from btr.model.bert_fid import BertFiD
 from btr.model.fid import FiD
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 
 Model = FiD | SpanReader | BertFiD
 

@@ -1,7 +1,7 @@
 """A BERT that reads passages apart from questions: layers 1..k, the bits, layers k+1..n. Tensors only.
 
 Each row is [question; passage], the passage at a fixed offset of positions, so that layers 1..k can read it alone
-(DeFormer, arXiv 2005.00697; BTR §3.1 for encoders). What is made of the rows is another's matter: `btr.model.span`
+(DeFormer, arXiv 2005.00697; BTR §3.1 for encoders). What is made of the rows is another's matter: `btr.model.span_head`
 points at answers, `btr.model.bert_fid` writes them, from one store if layers 1..k are the same.
 
 A post-norm layer ends in a LayerNorm, so the sign is taken of its output: u = h, and h_hat = s * (mean +

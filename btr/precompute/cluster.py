@@ -13,14 +13,14 @@ import torch
 
 from btr.corpus.statistics import Cursor
 from btr.errors import InputError
-from btr.precompute.shards import Job, Report, Source, write_shard
+from btr.precompute.encode import Report, ShardTask, Source, write_shard
 from btr.storage import Shard
 from btr.storage.shard import finished_shard
 
 RETRIES = 3  # times that Ray begins a shard again whose machine or process was lost
 
 
-class Encoder:
+class EncodingWorker:
     """Be one worker of the cluster: load the reader once, then write shards."""
 
     def __init__(self, source: Source, threads: int) -> None:
@@ -28,7 +28,7 @@ class Encoder:
         self._reader = source.load()
         self._cursors: dict[object, Cursor] = {}
 
-    def write(self, job: Job) -> tuple[Shard, int, int]:
+    def write(self, job: ShardTask) -> tuple[Shard, int, int]:
         """Write a shard on a disk of this machine, for LMDB is not to write over a network; then copy it to its place.
 
         Returns it, and the passages and tokens that were encoded now.
@@ -56,7 +56,7 @@ def _copy(source: Path, target: Path) -> None:
     os.rename(incoming, target)
 
 
-def run(jobs: Sequence[Job], source: Source, workers: int, report: Report) -> dict[str, Shard]:
+def run(jobs: Sequence[ShardTask], source: Source, workers: int, report: Report) -> dict[str, Shard]:
     """Write shards with so many workers of the cluster of RAY_ADDRESS, or of one begun here; returned by name.
 
     Raises:
@@ -71,7 +71,7 @@ def run(jobs: Sequence[Job], source: Source, workers: int, report: Report) -> di
         ray.init(log_to_driver=False, include_dashboard=False)
     try:
         cores = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
-        encoder = ray.remote(num_cpus=cores, max_restarts=RETRIES, max_task_retries=RETRIES)(Encoder)
+        encoder = ray.remote(num_cpus=cores, max_restarts=RETRIES, max_task_retries=RETRIES)(EncodingWorker)
         return _share_out(ray, deque(jobs), [encoder.remote(source, cores) for _ in range(workers)], report)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
@@ -82,7 +82,7 @@ def run(jobs: Sequence[Job], source: Source, workers: int, report: Report) -> di
             ray.shutdown()
 
 
-def _share_out(ray: Any, waiting: deque[Job], encoders: list[Any], report: Report) -> dict[str, Shard]:
+def _share_out(ray: Any, waiting: deque[ShardTask], encoders: list[Any], report: Report) -> dict[str, Shard]:
     """Give each worker one shard after another."""
     done: dict[str, Shard] = {}
     working: dict[Any, Any] = {}

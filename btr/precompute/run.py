@@ -21,8 +21,8 @@ from btr.corpus.passages import FIELD_OPTIONS, Fields
 from btr.corpus.statistics import CHANGED, Corpus, Survey
 from btr.corpus.tally import Tally, complaints
 from btr.errors import InputError
+from btr.precompute.encode import ShardTask, Source, measure, shard_tasks, write_shards
 from btr.precompute.estimate import expected_bytes
-from btr.precompute.shards import Job, Source, jobs, measure, write_shards
 from btr.progress import Progress, duration, say
 from btr.reader import DTYPES, Reader
 from btr.retrieve.bm25 import BM25Writer
@@ -164,7 +164,7 @@ class Watch:
                 say(f"warning: about {left:,} bytes are still to be written and {free:,} are free; make room meanwhile")
 
 
-def encode(options: argparse.Namespace, reader: Reader, todo: list[Job], report: Watch) -> dict[str, Shard]:
+def encode(options: argparse.Namespace, reader: Reader, todo: list[ShardTask], report: Watch) -> dict[str, Shard]:
     """Write the shards that are to be written, in this process or in others; returns them by name."""
     source = Source(options.reader, options.k, options.dtype)
     if options.engine == "ray":
@@ -179,7 +179,7 @@ def encode(options: argparse.Namespace, reader: Reader, todo: list[Job], report:
 
 
 def encode_all(
-    options: argparse.Namespace, reader: Reader, building: Building, work: list[Job], watch: Watch
+    options: argparse.Namespace, reader: Reader, building: Building, work: list[ShardTask], watch: Watch
 ) -> list[Shard]:
     """Write what is not written yet, and return all shards in order."""
     done = {job.name: shard for n, job in enumerate(work) if (shard := building.shard(n, whole=True)) is not None}
@@ -279,7 +279,7 @@ def build(
     building: Building, per_passage: int,
 ) -> Manifest:  # fmt: skip
     """Encode, index, embed and finish what is not done yet."""
-    work = jobs(corpus, survey.passages, survey.skip, building.settings, building.folder, not options.no_text)
+    work = shard_tasks(corpus, survey.passages, survey.skip, building.settings, building.folder, not options.no_text)
     watch = Watch(Progress("encoded", 0, survey.passages), building.building, per_passage)
     shards = encode_all(options, reader, building, work, watch)
     count, folder = sum(shard.passages for shard in shards), building.building / "bm25"

@@ -14,7 +14,7 @@ import torch
 
 from btr.corpus.statistics import Cursor
 from btr.errors import InputError
-from btr.precompute.shards import Job, Report, Source, threads_of, write_shard
+from btr.precompute.encode import Report, ShardTask, Source, threads_of, write_shard
 from btr.progress import say
 from btr.storage import Shard, StoreError
 
@@ -25,10 +25,10 @@ TRIES = 3  # times that a shard may kill its worker
 class _Worker:
     process: BaseProcess
     pipe: Connection
-    job: Job
+    job: ShardTask
 
 
-def run(jobs: Sequence[Job], source: Source, workers: int, report: Report) -> dict[str, Shard]:
+def run(jobs: Sequence[ShardTask], source: Source, workers: int, report: Report) -> dict[str, Shard]:
     """Write shards with so many workers; returns them by name.
 
     Raises:
@@ -48,7 +48,7 @@ class _Pool:
         self.deaths = Counter[str]()
         self.done: dict[str, Shard] = {}
 
-    def run(self, waiting: deque[Job], workers: int) -> dict[str, Shard]:
+    def run(self, waiting: deque[ShardTask], workers: int) -> dict[str, Shard]:
         """Write all shards that wait."""
         try:
             while waiting or self.working:
@@ -64,7 +64,7 @@ class _Pool:
                 worker.process.join()
         return self.done
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: ShardTask) -> None:
         mine, theirs = self.spawn.Pipe()
         process = self.spawn.Process(target=work, args=(theirs, self.source, self.threads), daemon=True)
         process.start()
@@ -73,13 +73,13 @@ class _Pool:
         self.working.append(worker)
         self._hand(worker, job)
 
-    def _hand(self, worker: _Worker, job: Job) -> None:
+    def _hand(self, worker: _Worker, job: ShardTask) -> None:
         """Give a worker a shard; of one that has died meanwhile the pipe tells next, and the shard is another's."""
         worker.job = job
         with suppress(BrokenPipeError, ConnectionResetError):
             worker.pipe.send(job)
 
-    def _listen(self, worker: _Worker, waiting: deque[Job]) -> None:
+    def _listen(self, worker: _Worker, waiting: deque[ShardTask]) -> None:
         try:
             message = worker.pipe.recv()
         except (EOFError, ConnectionResetError):
@@ -101,7 +101,7 @@ class _Pool:
         worker.process.join()
         self.working.remove(worker)
 
-    def _bury(self, worker: _Worker, waiting: deque[Job]) -> None:
+    def _bury(self, worker: _Worker, waiting: deque[ShardTask]) -> None:
         """Give the shard of a worker that died to another."""
         self._dismiss(worker)
         name, code = worker.job.name, worker.process.exitcode or 0

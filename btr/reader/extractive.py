@@ -15,7 +15,7 @@ from torch import Tensor
 
 from btr.model.config import Mode
 from btr.model.layout import MergedRows
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 from btr.reader.answer import Answer, Memory, Span, Stopwatch
 from btr.reader.rows import BertRows
 from btr.words import end_of_letter, readable

@@ -5,7 +5,7 @@ from typing import Protocol
 from btr.errors import InputError
 
 
-class Asked(Protocol):
+class QuestionTokenizer(Protocol):
     """Tokenize questions, as a reader does."""
 
     def question_ids(self, question: str) -> list[int]:
@@ -13,7 +13,7 @@ class Asked(Protocol):
         ...
 
 
-def shorten(question: str, reader: Asked) -> str:
+def shorten(question: str, reader: QuestionTokenizer) -> str:
     """Return a question that fits as it is, and of others as many of their last words as fit (of one word, letters)."""
     if _fits(question, reader):
         return question
@@ -26,7 +26,7 @@ def shorten(question: str, reader: Asked) -> str:
     return words.strip() or end.strip()
 
 
-def _fits(question: str, reader: Asked) -> bool:
+def _fits(question: str, reader: QuestionTokenizer) -> bool:
     try:
         reader.question_ids(question)
     except InputError:

@@ -78,7 +78,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PreparedQuestion:
     """Hold what a question is searched by, of each index that is open."""
 
     words: Any
@@ -139,11 +139,13 @@ class Retriever:
             values[old] = score
         return relevance
 
-    def prepare(self, question: str) -> Asked:
+    def prepare(self, question: str) -> PreparedQuestion:
         """Return what a question is searched by in each index."""
-        return Asked(*(None if index is None else index.prepare(question) for index in (self.bm25, self.dense)))
+        return PreparedQuestion(
+            *(None if index is None else index.prepare(question) for index in (self.bm25, self.dense))
+        )
 
-    def search_prepared(self, questions: Sequence[Asked], top: int) -> list[Hits]:
+    def search_prepared(self, questions: Sequence[PreparedQuestion], top: int) -> list[Hits]:
         """Search for prepared questions together: for each, to the bit, what `search` finds for it alone."""
         if self.dense is None or self.bm25 is None:
             hits = self._only.search_prepared([one.only for one in questions], top)
@@ -154,7 +156,7 @@ class Retriever:
             hits = [fuse([first[0], second[0]], top) for first, second in zip(words, vectors, strict=True)]
         return [self._worth(one, hit) for one, hit in zip(questions, hits, strict=True)]
 
-    def among(self, question: Asked, ordinals: NDArray[np.int64], top: int) -> Hits:
+    def among(self, question: PreparedQuestion, ordinals: NDArray[np.int64], top: int) -> Hits:
         """Find the best of these passages alone, rising ordinals (R,), for a prepared question.
 
         Scores are those of `search`, but where ranks are fused: ranks among few are others than among all.
@@ -173,7 +175,7 @@ class Retriever:
             return self._only.depth(top, most)
         return max(top, min(most, DEPTH // 2))
 
-    def _worth(self, question: Asked, hits: Hits) -> Hits:
+    def _worth(self, question: PreparedQuestion, hits: Hits) -> Hits:
         """Return what of a prepared question's hits is worth reading."""
         if self.choice.threshold is None or self.dense is None:
             return hits

@@ -11,7 +11,7 @@ from btr.corpus.pieces import Passage, divide
 from btr.corpus.statistics import Corpus
 from btr.corpus.tally import complaints
 from btr.errors import InputError
-from btr.precompute.shards import Job, Source, encode_chunk, jobs, write_shards
+from btr.precompute.encode import ShardTask, Source, encode_chunk, shard_tasks, write_shards
 from btr.progress import Progress, say
 from btr.reader import Reader
 from btr.storage import BadPassage, Shard, Store
@@ -87,7 +87,7 @@ def bring(
     count = -(-survey.passages // manifest.shard_passages)
     folders = editor.folders(count, *origin)
     keep_text = options.get("text") is not False
-    work = jobs(corpus, survey.passages, survey.skip, manifest.settings, folders.__getitem__, keep_text)
+    work = shard_tasks(corpus, survey.passages, survey.skip, manifest.settings, folders.__getitem__, keep_text)
     work = [job for job in work if len(job.skip) < job.stop - job.start]
     shards = _encode(work, source, workers, loaded)
     replaced = found.replaced.count()
@@ -173,7 +173,7 @@ def tidy(editor: Editor, known: int) -> None:
         compact(editor, first)
 
 
-def _encode(work: list[Job], source: Source, workers: int, reader: Reader) -> list[Shard]:
+def _encode(work: list[ShardTask], source: Source, workers: int, reader: Reader) -> list[Shard]:
     """Write the shards that a killed call has not, and return all in order."""
     done = {job.name: shard for job in work if (shard := finished_shard(Path(job.folder), whole=True)) is not None}
     todo = [job for job in work if job.name not in done]

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models
 
 from btr.corpus import Passage, Question
 from btr.errors import InputError
-from btr.train.data import Asked, Example, FileSource, collate, from_questions
+from btr.train.data import Example, FileSource, TrainingQuestion, collate, from_questions
 
 NILE, AMAZON = Passage("n", "Nile", "The Nile ends in Egypt."), Passage("a", "Amazon", "The Amazon ends in Brazil.")
 QUESTION = Question("1", "Where does the Nile end?", ("Egypt", "egypt ", " "), (AMAZON, NILE))
@@ -55,13 +55,13 @@ def test_questions_without_answers_keep_the_passage_they_were_asked_of() -> None
 
 def test_answer_is_one_that_the_gold_passage_holds(rng: random.Random) -> None:
     gold = (("one", "It ends in Egypt."), ("two", "It ends at Alexandria."), ("three", "It ends."))
-    asked = Asked("Where?", ("Egypt", "alexandria"), gold, ())
+    asked = TrainingQuestion("Where?", ("Egypt", "alexandria"), gold, ())
     drawn = {(e.passages[0][0], e.answer) for e in (FileSource([asked], 1).draw(rng) for _ in range(200))}
     assert drawn == {("one", "Egypt"), ("two", "alexandria"), ("three", "Egypt"), ("three", "alexandria")}
 
 
 def test_others_are_among_the_nearest(rng: random.Random) -> None:
-    asked = Asked("Where?", ("Egypt",), (("gold", "Egypt"),), tuple((str(n), "text") for n in range(20)))
+    asked = TrainingQuestion("Where?", ("Egypt",), (("gold", "Egypt"),), tuple((str(n), "text") for n in range(20)))
     seen = set()
     for _ in range(200):
         first, *others = titles(FileSource([asked], 3).draw(rng).passages)
@@ -74,7 +74,7 @@ def test_others_are_among_the_nearest(rng: random.Random) -> None:
 
 def test_long_passages_are_cropped_around_the_answer(rng: random.Random) -> None:
     text = " ".join(f"Sentence number {n} has just eight words." for n in range(40)) + " It ends in Egypt with the sea."
-    asked = Asked("Where?", ("Egypt",), (("gold", text),), (("other", text), ("short", "A short one.")))
+    asked = TrainingQuestion("Where?", ("Egypt",), (("gold", text),), (("other", text), ("short", "A short one.")))
     for _ in range(20):
         example = FileSource([asked], 3, words=30).draw(rng)
         by_title = dict(example.passages)

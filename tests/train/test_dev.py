@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from btr.corpus import Passage, Question
-from btr.corpus.questions import Asked
+from btr.corpus.questions import QuestionSet
 from btr.eval.evidence import own_passages
 from btr.metrics import exact_match, f1, mean
 from btr.reader import Reader
@@ -35,7 +35,7 @@ def reader(request: pytest.FixtureRequest) -> Reader:
 
 
 @pytest.fixture
-def asked(reader: Reader, tiny_passages: list[Passage]) -> Asked:
+def asked(reader: Reader, tiny_passages: list[Passage]) -> QuestionSet:
     """Four questions, of one the end alone can be read; the reader's own answers are right but for the second."""
     questions = []
     for n, text in enumerate(TEXTS):
@@ -44,10 +44,10 @@ def asked(reader: Reader, tiny_passages: list[Passage]) -> Asked:
             answer = reader.answer(shorten(text, reader), own_passages(question, 3), "binary", 6).text
             question = Question(str(n), text, (answer, "nothing"), tuple(tiny_passages))
         questions.append(question)
-    return Asked("toy", "question", "toy.jsonl", questions)
+    return QuestionSet("toy", "question", "toy.jsonl", questions)
 
 
-def test_figures_are_those_of_the_reader(reader: Reader, asked: Asked) -> None:
+def test_figures_are_those_of_the_reader(reader: Reader, asked: QuestionSet) -> None:
     reader.model.train()
     found = Dev(asked, reader.tokenizer, 3, 6, 1).measure(reader.model, "binary")
     assert reader.model.training
@@ -68,7 +68,7 @@ def test_claims_and_choices_are_scored_by_accuracy(tiny_reader: Reader, tiny_pas
     choice = Question("1", "Which?", ("A",), tuple(tiny_passages), (), options)
     claim = Question("2", "Salt is heavy.", ("SUPPORTS",), tuple(tiny_passages))
     for kind, question in (("choice", choice), ("claim", claim)):
-        dev = Dev(Asked("toy", kind, "", [question]), tiny_reader.tokenizer, 2, 4, 1)  # type: ignore[arg-type]
+        dev = Dev(QuestionSet("toy", kind, "", [question]), tiny_reader.tokenizer, 2, 4, 1)  # type: ignore[arg-type]
         found = dev.measure(copy.deepcopy(tiny_reader.model), "full")
         assert set(found) == {"accuracy", "n", "mode"} and found["n"] == 1
 
@@ -83,7 +83,7 @@ def test_better_is_exact_match_then_f1() -> None:
     assert better({"accuracy": 2.0}, {"accuracy": 1.0}) and not better({"accuracy": 1.0}, {"accuracy": 1.0})
 
 
-def test_it_is_due_every_so_often_and_at_the_end(reader: Reader, asked: Asked) -> None:
+def test_it_is_due_every_so_often_and_at_the_end(reader: Reader, asked: QuestionSet) -> None:
     dev = Dev(asked, reader.tokenizer, 3, 6, 4)
     assert [step for step in range(1, 11) if dev.due(step, 10)] == [4, 8, 10]
 
@@ -112,7 +112,9 @@ def best_in(folder: Path) -> list[str]:
     return [path.name for path in folder.glob("best-at-*")]
 
 
-def test_best_reader_is_kept_and_a_resumed_run_knows_it(tiny_reader: Reader, asked: Asked, tmp_path: Path) -> None:
+def test_best_reader_is_kept_and_a_resumed_run_knows_it(
+    tiny_reader: Reader, asked: QuestionSet, tmp_path: Path
+) -> None:
     FIGURES[:] = [20, 30, 25]
     dev = Scripted(asked, tiny_reader.tokenizer, 3, 6, 1)
     first = make_trainer(tiny_reader, tmp_path, 3)
@@ -131,7 +133,7 @@ def test_best_reader_is_kept_and_a_resumed_run_knows_it(tiny_reader: Reader, ask
     assert best_in(tmp_path) == ["best-at-3"]
 
 
-def test_figures_of_other_questions_are_not_compared(tiny_reader: Reader, asked: Asked, tmp_path: Path) -> None:
+def test_figures_of_other_questions_are_not_compared(tiny_reader: Reader, asked: QuestionSet, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_reader, tmp_path)
     FIGURES[:] = [30, 20, 10]
     trainer.measure(Scripted(asked, tiny_reader.tokenizer, 3, 6, 1), print)

@@ -35,7 +35,7 @@ def following(step: int) -> Batch:
 @pytest.fixture
 def make_trainer(make_reader: MakeReader, tmp_path: Path) -> Callable[..., Trainer]:
     def make(stage: str = "reader", student: FiD | None = None, accumulate: int = 1, **schedule: Any) -> Trainer:
-        teacher = make_reader(seed=1).eval() if STAGES[stage].taught else None
+        teacher = make_reader(seed=1).eval() if STAGES[stage].needs_teacher else None
         settings = Schedule(**({"steps": 100, "warmup": 10} | schedule))
         return Trainer(student or make_reader(), STAGES[stage], settings, teacher, tmp_path, accumulate=accumulate)
 

@@ -16,7 +16,7 @@ from btr.model.checkpoint import configured
 from btr.model.config import MODES, Mode
 from btr.model.fid import FiD
 from btr.model.parameter_names import t5_tensors
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 from btr.reader import Reader
 from btr.train.losses import distillation_loss, passage_tokens, pointing, span_loss, top_tokens, within
 from btr.train.objectives import build_objective, decode_looking, point, read_extractive, read_generative
@@ -69,14 +69,14 @@ def test_teacher_looks_as_t5_of_transformers_does(make_reader: MakeReader, k: in
     missing, _ = oracle.load_state_dict(t5_tensors(reader.t5), strict=False)
     assert set(missing) <= {"encoder.embed_tokens.weight"}  # the shared embedding under its other name
     weights = oracle(input_ids=IDS, attention_mask=REAL.long(), output_attentions=True).attentions
-    saw = read_generative(reader, IDS, LENGTHS, ASKED, look=True)
-    assert saw.looked is not None
+    teacher_states = read_generative(reader, IDS, LENGTHS, ASKED, look=True)
+    assert teacher_states.looked is not None
     for row, asked in enumerate(ASKED):
         upper = torch.stack([layer[row, :, :asked] for layer in weights[k:]])  # (layers, H, Q, T)
-        assert torch.allclose(saw.looked[row], upper.mean((0, 1, 2)), atol=1e-6)
+        assert torch.allclose(teacher_states.looked[row], upper.mean((0, 1, 2)), atol=1e-6)
     rows = reader.rows(IDS, LENGTHS, ASKED, "full")
-    assert torch.allclose(saw.memory[REAL], rows.memory[REAL], atol=1e-5)
-    assert torch.equal(saw.apart, rows.apart)
+    assert torch.allclose(teacher_states.memory[REAL], rows.memory[REAL], atol=1e-5)
+    assert torch.equal(teacher_states.apart, rows.apart)
 
 
 @torch.no_grad()
@@ -90,23 +90,25 @@ def test_teacher_looks_as_bert_of_transformers_does(span: SpanReader, tiny_bert:
         input_ids=IDS, attention_mask=REAL.long(), token_type_ids=apart.long(), position_ids=positions,
         output_attentions=True,
     ).attentions  # fmt: skip
-    saw = read_extractive(span, IDS, LENGTHS, ASKED, look=True)
-    assert saw.looked is not None
+    teacher_states = read_extractive(span, IDS, LENGTHS, ASKED, look=True)
+    assert teacher_states.looked is not None
     for row, asked in enumerate(ASKED):
         upper = torch.stack([layer[row, :, :asked] for layer in weights[span.config.k :]])
-        assert torch.allclose(saw.looked[row], upper.mean((0, 1, 2)), atol=1e-6)
+        assert torch.allclose(teacher_states.looked[row], upper.mean((0, 1, 2)), atol=1e-6)
     rows = span.rows(IDS, LENGTHS, ASKED, "full")
-    assert torch.allclose(saw.memory[REAL], rows.memory[REAL], atol=1e-5)
-    assert torch.allclose(saw.apart[REAL], rows.apart[REAL], atol=1e-5)
+    assert torch.allclose(teacher_states.memory[REAL], rows.memory[REAL], atol=1e-5)
+    assert torch.allclose(teacher_states.apart[REAL], rows.apart[REAL], atol=1e-5)
 
 
 @torch.no_grad()
 def test_looking_costs_the_teacher_nothing_where_it_is_not_asked(make_reader: MakeReader, span: SpanReader) -> None:
-    for saw, rows in (
+    for teacher_states, rows in (
         (read_generative(reader := make_reader(), IDS, LENGTHS, ASKED, look=False), reader.rows),
         (read_extractive(span, IDS, LENGTHS, ASKED, look=False), span.rows),
     ):
-        assert saw.looked is None and torch.equal(saw.memory, rows(IDS, LENGTHS, ASKED, "full").memory)
+        assert teacher_states.looked is None and torch.equal(
+            teacher_states.memory, rows(IDS, LENGTHS, ASKED, "full").memory
+        )
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from btr.model.checkpoint import configured
 from btr.model.config import Mode
 from btr.model.fid import FiD
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 from btr.reader import Reader
 from btr.train.objectives import build_objective
 from btr.train.pieces import recompute_layers, split, weigh

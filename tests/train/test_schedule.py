@@ -10,7 +10,7 @@ from torch import nn
 from btr.model.bert import Bert
 from btr.model.config import BertConfig, ReaderConfig
 from btr.model.fid import FiD
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 from btr.train.schedule import Schedule, build_optimisers
 
 MakeReader = Callable[..., FiD]

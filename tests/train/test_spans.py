@@ -13,10 +13,10 @@ from tokenizers import Tokenizer, models
 from btr.corpus import Passage
 from btr.errors import InputError
 from btr.metrics import normalise
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 from btr.reader import Reader
 from btr.reader.extractive import Extractive
-from btr.train.data import Asked
+from btr.train.data import TrainingQuestion
 from btr.train.spans import TARGETS, SpanBatch, SpanExample, SpanSource, collate_spans, find_spans
 
 NILE = ("Nile", "The Nile ends in Egypt. In Egypt it feeds a delta (of 24,000 km).", True)
@@ -151,7 +151,7 @@ def test_padding_and_truncation_of_a_tokenizer_do_not_count(pieces: Tokenizer, t
     assert all(torch.equal(*pair) for pair in found)
 
 
-ASKED = Asked(
+ASKED = TrainingQuestion(
     "Where?", ("Egypt",), (("gold", "It ends in Egypt."), ("more", "In Egypt it ends.")),
     tuple((str(n), f"text {n}") for n in range(20)),
 )  # fmt: skip
@@ -194,7 +194,7 @@ def test_source_reads_unanswerable_questions_with_what_they_were_asked_of(
 
 def test_source_crops_around_an_answer(rng: random.Random) -> None:
     text = " ".join(f"Sentence number {n} has just eight words." for n in range(40)) + " It ends in Egypt with the sea."
-    asked = Asked("Where?", ("Egypt",), (("gold", text),), (("other", text),))
+    asked = TrainingQuestion("Where?", ("Egypt",), (("gold", text),), (("other", text),))
     for _ in range(20):
         shown = {title: shown for title, shown, _ in SpanSource([asked], 2, words=30).draw(rng).passages}
         assert "Egypt" in shown["gold"] and all(text.count(part) == 1 for part in shown.values())

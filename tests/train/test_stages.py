@@ -21,12 +21,12 @@ def test_stages_are_those_of_the_paper_and_one_of_ours() -> None:
         "joint": ("task", "distillation", "answers", "recovery"),
     }
     assert all(set(stage.weights.values()) == {1.0} for stage in STAGES.values())
-    assert [name for name, stage in STAGES.items() if stage.taught] == ["decomposed", "joint"]
+    assert [name for name, stage in STAGES.items() if stage.needs_teacher] == ["decomposed", "joint"]
 
 
 def test_losses_without_weight_are_not_computed() -> None:
     stage = replace(STAGES["joint"], weights={"recovery": 0.0, "cross": 0.5, "task": 2.0, "distillation": 1.0})
-    assert stage.losses == ("task", "distillation", "cross") and stage.taught
+    assert stage.losses == ("task", "distillation", "cross") and stage.needs_teacher
     assert replace(stage, distill="off").losses == ("task", "cross")
     assert not replace(stage, distill="off", weights={"task": 1.0, "distillation": 1.0}).taught
 

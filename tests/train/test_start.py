@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from btr.errors import InputError
 from btr.model.checkpoint import save_reader
 from btr.model.fid import FiD
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 from btr.reader import Reader
 from btr.train.options import build_stage, parse
 from btr.train.start import build_student, load_teacher

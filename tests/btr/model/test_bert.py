@@ -14,7 +14,7 @@ from btr.errors import InputError
 from btr.model.binarize import Binarizer
 from btr.model.checkpoint import configured, load_reader, save_reader
 from btr.model.config import BertConfig, ConfigError, Mode
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 from btr.reader import Reader
 
 IDS = torch.randint(1, 250, (3, 40), generator=torch.Generator().manual_seed(1))

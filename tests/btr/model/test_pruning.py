@@ -15,7 +15,7 @@ from btr.corpus import Passage
 from btr.errors import InputError
 from btr.model.fid import FiD
 from btr.model.pruning import Pruner
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 from btr.reader import Reader
 from btr.reader.answer import Answer
 

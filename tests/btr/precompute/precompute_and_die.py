@@ -26,14 +26,14 @@ from typing import Any, NoReturn
 
 from btr.corpus import Passage
 from btr.precompute import __main__ as precompute
+from btr.precompute import encode
 from btr.precompute import run as making
-from btr.precompute import shards
 from btr.reader import Reader
 from btr.retrieve import bm25 as retrieve
 from btr.retrieve.dense import build, writer
 
 # Small enough for a corpus of 90 passages to have several of each.
-shards.CHUNK = making.INDEXED = build.CHUNK = 16
+encode.CHUNK = making.INDEXED = build.CHUNK = 16
 writer.SAMPLE = 40
 making.SHARD_PASSAGES = 40
 retrieve.BM25Writer.create_or_resume.__func__.__kwdefaults__["shard_size"] = 20

@@ -188,7 +188,7 @@ MOMENTS = [
     ("btr.storage.shard:ShardWriter.append", 1),
     ("btr.storage.shard:ShardWriter.append", 4),  # the first of the second shard
     ("btr.storage.shard:build_block", 5),  # inside a transaction
-    ("btr.precompute.shards:encode_chunk", 6),
+    ("btr.precompute.encode:encode_chunk", 6),
     ("btr.storage.shard:ShardWriter.finish", 1),
     ("btr.storage.shard:ShardWriter._close_data", 2),
     ("btr.storage.shard:write_json", 2),  # a shard that is whole, but does not say so
@@ -218,7 +218,7 @@ def test_run_killed_again_and_again_goes_on(run: Run, whole: SimpleNamespace, tm
     for function, number in (
         ("btr.storage.shard:ShardWriter.append", 3),
         ("btr.storage.shard:ShardWriter.append", 2),
-        ("btr.precompute.shards:encode_chunk", 2),
+        ("btr.precompute.encode:encode_chunk", 2),
         ("btr.retrieve.bm25:_publish", 3),
         ("btr.retrieve.bm25:_publish", 2),
         ("btr.storage.writer:_replace_directory", 1),
@@ -234,7 +234,7 @@ def test_nothing_is_encoded_twice(run: Run) -> None:
     assert "going on after 40 passages in 1 whole shards\n" in result.err
     assert "\nencoded 93/93 passages" in result.err
     assert run("--overwrite", die=("btr.retrieve.bm25:_publish", 1)).code == -signal.SIGKILL
-    assert run("--overwrite", die=("btr.precompute.shards:encode_chunk", 1)).code == 0
+    assert run("--overwrite", die=("btr.precompute.encode:encode_chunk", 1)).code == 0
 
 
 def test_other_settings_are_refused_and_no_resume_starts_afresh(run: Run, tmp_path: Path) -> None:

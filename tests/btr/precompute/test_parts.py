@@ -19,8 +19,8 @@ from btr.corpus.passages import read_passages
 from btr.corpus.pieces import Passage
 from btr.corpus.tally import Tally
 from btr.precompute import __main__ as precompute
+from btr.precompute import encode
 from btr.precompute import run as making
-from btr.precompute import shards
 from btr.reader import Reader
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -83,7 +83,7 @@ def test_memory_holds_a_few_chunks_whatever_the_corpus(
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "many").touch()
-    monkeypatch.setattr(shards, "CHUNK", 8)
+    monkeypatch.setattr(encode, "CHUNK", 8)
     monkeypatch.setattr(survey, "SAMPLE", 5)
     monkeypatch.setattr(survey, "read_passages", read)
     monkeypatch.setattr(making, "load", lambda options: tiny_reader)

@@ -14,7 +14,7 @@ from btr.errors import InputError
 from btr.model.checkpoint import configured
 from btr.model.config import ConfigError, Mode, ReaderConfig
 from btr.model.pruning import Pruner
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 from btr.reader import Reader
 from btr.reader.extractive import best_span
 from btr.storage import Encoded, Settings, Store, StoreWriter

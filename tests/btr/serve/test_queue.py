@@ -11,7 +11,7 @@ from btr.serve import queue
 from btr.serve.queue import Job, Queue
 from btr.serve.schema import RequestError
 
-WAIT = 60
+WAIT = 900
 
 
 class Reading:

@@ -53,7 +53,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardTask:
     """Ask for one shard: the passages of a corpus at the places from `start` to `stop`, but those to skip."""
 
     folder: str
@@ -70,16 +70,16 @@ class Job:
         return Path(self.folder).name
 
 
-def jobs(
+def shard_tasks(
     corpus: Corpus, count: int, skip: np.ndarray, settings: Settings, folder: Callable[[int], Path], keep_text: bool
-) -> list[Job]:
+) -> list[ShardTask]:
     """Cut the work on a corpus of `count` passages into shards; `folder` gives the directory of each."""
     made = []
     for number, start in enumerate(range(0, count, settings.shard_passages)):
         stop = min(start + settings.shard_passages, count)
         first, last = np.searchsorted(skip, (start, stop))
         places = tuple(skip[first:last].tolist())
-        made.append(Job(str(folder(number)), settings, corpus, start, stop, places, keep_text))
+        made.append(ShardTask(str(folder(number)), settings, corpus, start, stop, places, keep_text))
     return made
 
 
@@ -93,7 +93,7 @@ def encode_chunk(reader: Reader, passages: list[Passage], ids: list[list[int]], 
     return Encoded.concat(parts).select(np.argsort(np.concatenate(batches)))
 
 
-def write_shard(job: Job, reader: Reader, cursor: Cursor, report: Report) -> Shard:
+def write_shard(job: ShardTask, reader: Reader, cursor: Cursor, report: Report) -> Shard:
     """Write a shard, or what is missing of it.
 
     Raises:
@@ -122,7 +122,7 @@ def write_shard(job: Job, reader: Reader, cursor: Cursor, report: Report) -> Sha
         return writer.finish(_origin(job))
 
 
-def _chunks(passages: Iterator[Passage], job: Job, begun: int) -> Iterator[list[tuple[int | None, Passage]]]:
+def _chunks(passages: Iterator[Passage], job: ShardTask, begun: int) -> Iterator[list[tuple[int | None, Passage]]]:
     """Yield CHUNK passages at a time with their places, None for one to skip."""
     skip = set(job.skip)
     placed = ((None if place in skip else place, p) for place, p in enumerate(passages, job.start + begun))
@@ -130,11 +130,11 @@ def _chunks(passages: Iterator[Passage], job: Job, begun: int) -> Iterator[list[
         yield chunk
 
 
-def _origin(job: Job) -> dict[str, object]:
+def _origin(job: ShardTask) -> dict[str, object]:
     return {**asdict(job.corpus), "start": job.start, "stop": job.stop, "skip": job.skip, "text": job.keep_text}
 
 
-def write_shards(jobs: Sequence[Job], reader: Reader, report: Report) -> dict[str, Shard]:
+def write_shards(jobs: Sequence[ShardTask], reader: Reader, report: Report) -> dict[str, Shard]:
     """Write shards one after the other, in this process; returns them by name."""
     cursors: dict[Corpus, Cursor] = {}
     return {
