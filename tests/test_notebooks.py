@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-WAIT = 300  # seconds a cell may take, of which it takes a few on a machine with nothing else to do
+WAIT = 900  # seconds a cell may take, of which it takes a few on a machine with nothing else to do
 
 
 def run(name: str, folder: Path) -> str:

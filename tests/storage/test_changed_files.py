@@ -48,7 +48,7 @@ for read in (lambda: store.at([len(store) - 1]), lambda: store.get(["p3"]), lamb
 
 def run(store: Path, change: str) -> list[str]:
     """Run the script; what ends it by a signal is a failure."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT, store, change], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, store, change], capture_output=True, text=True, timeout=900)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.split()
 

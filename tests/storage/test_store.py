@@ -166,7 +166,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_survives_a_fork(store: Store) -> None:
-    done = subprocess.run([sys.executable, "-c", FORK, str(store.path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", FORK, str(store.path)], capture_output=True, text=True, timeout=900)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -87,7 +87,7 @@ def test_verify_reports_progress(store: Store, capsys: Capture, monkeypatch: pyt
 def test_a_mistake_is_one_line_and_exit_2(store: Store) -> None:
     missing = store.path / "missing"
     line = [sys.executable, "-m", "btr.store", "info", str(missing)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=900)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: {missing} is not a store: it has no manifest.json\n"
 

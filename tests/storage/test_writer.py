@@ -88,7 +88,7 @@ def test_resumes_after_kill(
 ) -> None:
     path = tmp_path / "killed"
     command = [sys.executable, str(SCRIPT), str(path), "40", *when.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == -signal.SIGKILL, done.stderr
     with StoreWriter.create_or_resume(path, settings()) as resumed:
         assert (resumed.done, resumed.consumed) == (committed, committed)
@@ -216,11 +216,11 @@ def test_refuses_a_second_process(tmp_path: Path, settings: SettingsFor, passage
     with StoreWriter.create_or_resume(path, settings()) as writer:
         writer.append(passages(range(7)), 7)
         command = [sys.executable, str(SCRIPT), str(path), "40", "none"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
         assert done.returncode == 1 and "StoreBusy: " in done.stderr
         assert f"{building(path)} is being written by another process: let it finish, or stop it" in done.stderr
         writer.append(passages(range(7, 14)), 14)
-    assert subprocess.run(command, timeout=60).returncode == 0
+    assert subprocess.run(command, timeout=900).returncode == 0
     assert len(Store.open(path)) == 40
 
 
@@ -251,7 +251,7 @@ except BaseException as error:
 def test_a_full_disk_can_be_resumed(tmp_path: Path, settings: SettingsFor, write: Write) -> None:
     """A limit on the size of files stands in for the end of the disk: LMDB answers both alike."""
     path = tmp_path / "s"
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, timeout=900)
     assert done.stderr.startswith("DiskFull: cannot write "), done.stderr
     assert f"bytes to {building(path) / 'shards'}" in done.stderr
     assert "bytes are free there): make room and run the same command again" in done.stderr

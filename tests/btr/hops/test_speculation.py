@@ -66,12 +66,12 @@ def test_last_step_of_a_round_is_read_while_it_is_verified(fakes: Any) -> None:
     def search_and_wait(queries: list[str], top: int) -> Any:
         if len(index.batches) == 1:  # the first search has nothing beside it
             searching.set()
-            assert read.wait(60)
+            assert read.wait(900)
         return search(queries, top)
 
     def read_meanwhile(state: Any, ordinals: list[int]) -> Any:
         if state[0] == 1:
-            assert searching.wait(60)
+            assert searching.wait(900)
             read.set()
         return reading(state, ordinals)
 

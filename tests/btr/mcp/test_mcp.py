@@ -25,7 +25,7 @@ from mcp import Client, StdioServerParameters  # noqa: E402
 from btr.mcp.__main__ import main  # noqa: E402
 from btr.mcp.tools import make_server  # noqa: E402
 
-WAIT = 120  # seconds, for what takes a few on a machine with nothing else to do
+WAIT = 900  # seconds, for what takes a few on a machine with nothing else to do
 
 
 @pytest.fixture(scope="module")

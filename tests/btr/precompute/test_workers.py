@@ -21,11 +21,11 @@ from btr.errors import InputError
 from btr.precompute import __main__ as precompute
 from btr.precompute import run as making
 from btr.precompute import workers
-from btr.precompute.shards import Source, jobs, write_shard
+from btr.precompute.encode import Source, shard_tasks, write_shard
 from btr.reader import Reader
 from btr.storage import Shard, Store
 
-WAIT = 300  # seconds
+WAIT = 900  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_a_worker_killed_between_two_shards_is_replaced(
     folder: Path, reader_folder: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     corpus, settings = Corpus(str(folder / "made.jsonl"), 120, 100), Store.open(folder / "one").manifest.settings
-    work = jobs(corpus, 120, np.array([10]), settings, lambda number: tmp_path / f"0000{number}-00000000", True)
+    work = shard_tasks(corpus, 120, np.array([10]), settings, lambda number: tmp_path / f"0000{number}-00000000", True)
     pool = workers._Pool(Source(str(reader_folder)), 1, lambda passages, tokens: None)
     pool.done = Deadly()
     done = pool.run(deque(work), 1)
@@ -128,7 +128,7 @@ def test_a_worker_killed_between_two_shards_is_replaced(
 def test_a_shard_is_of_the_reader_that_it_says(folder: Path, tiny_reader: Reader, tmp_path: Path, content: str) -> None:
     corpus, settings = Corpus(str(folder / "made.jsonl"), 9, 100), Store.open(folder / "one").manifest.settings
     other = replace(settings, fingerprint="91bc")
-    (job,) = jobs(corpus, 9, np.array([], np.int64), other, lambda number: tmp_path / "00000-00000000", True)
+    (job,) = shard_tasks(corpus, 9, np.array([], np.int64), other, lambda number: tmp_path / "00000-00000000", True)
     with pytest.raises(InputError, match=rf"the reader is {tiny_reader.fingerprint}, shard 00000-0+ is of 91bc"):
         write_shard(job, tiny_reader, Cursor(corpus), lambda passages, tokens: None)
     assert not (tmp_path / "00000-00000000").exists()

@@ -22,7 +22,7 @@ from btr.storage import Encoded, UnknownId
 
 D = 64
 TOKENS = 5  # per passage
-WAIT = 60  # seconds, for what takes milliseconds on a machine with nothing else to do
+WAIT = 900  # seconds, for what takes milliseconds on a machine with nothing else to do
 TITLES = ("Tides", "Harbours", "Lighthouses", "Winds")
 TEXTS = (
     "The moon raises the tides.",

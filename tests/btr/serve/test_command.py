@@ -22,7 +22,7 @@ from btr.serve import AnswerRequest, Service, Settings, load, main, serve
 from btr.serve.schema import AnswerResponse, RequestError
 from btr.storage import Store
 
-WAIT = 60  # seconds, for what takes a few on a machine with nothing else to do
+WAIT = 900  # seconds, for what takes a few on a machine with nothing else to do
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def url(kit: Any) -> Iterator[str]:
 def run(*words: str) -> str:
     """Run an example as its text says, and return what it printed."""
     bare = {name: value for name, value in os.environ.items() if not name.startswith("BTR_")}
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=bare, timeout=120)
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=bare, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

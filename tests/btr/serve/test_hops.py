@@ -101,7 +101,7 @@ def test_guesses_change_nothing_but_the_time(kit: Any, port: int, index: Followi
 
 def test_words_of_a_step_are_not_told(port: int, reader: Any) -> None:
     reader.pieces = ("ada", " Be")
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=900)
     body = json.dumps({"question": "Who?", "hops": 2, "top_k": 2, "stream": True})
     connection.request("POST", "/v1/answer", body, {"Content-Type": "application/json"})
     text = connection.getresponse().read().decode()
@@ -143,7 +143,7 @@ def test_store_without_texts_is_refused(kit: Any, reader: Any) -> None:
 
 
 def test_stream_tells_what_each_step_reads(port: int) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=900)
     body = json.dumps({"question": "Who?", "hops": 2, "top_k": 2, "stream": True})
     connection.request("POST", "/v1/answer", body, {"Content-Type": "application/json"})
     text = connection.getresponse().read().decode()

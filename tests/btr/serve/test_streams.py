@@ -35,7 +35,7 @@ def events(response: http.client.HTTPResponse) -> Iterator[tuple[str, Any]]:
 
 
 def begin(port: int, body: dict[str, Any], path: str = "/v1/answer") -> tuple[Any, http.client.HTTPResponse]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=900)
     connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
     return connection, connection.getresponse()
 
@@ -173,7 +173,7 @@ def test_who_hangs_up_is_decoded_no_further_and_others_are(
     monkeypatch.setattr(StepDecoder, "step", slow)
     dispatcher = Dispatcher(service)
     with kit.serving(dispatcher) as port, ThreadPoolExecutor() as pool:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=900)
         sent = {"question": "What eats fish?", "ids": ["p0"], "stream": stream, "max_new_tokens": 128}
         connection.request("POST", "/v1/answer", json.dumps(sent), {"Content-Type": "application/json"})
         if stream:

@@ -188,7 +188,7 @@ def malform(random: random.Random, paths: tuple[str, ...] = PATHS) -> tuple[str,
 def send_malformed(port: int, count: int, paths: tuple[str, ...]) -> set[int]:
     """Send so many requests and return the statuses; none may be the server's fault."""
     made, statuses = random.Random(6), set()
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=900)) as connection:
         for _ in range(count):
             method, path, body = malform(made, paths)
             connection.request(method, path, body, {"Content-Type": "application/json"})
