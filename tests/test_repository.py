@@ -1,5 +1,6 @@
 """What stands at the root for machines to read: the workflow, the image and the citation say what is so."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -45,6 +46,25 @@ def test_workflow_tests_the_versions_that_the_package_names() -> None:
     assert set(jobs["test"]["strategy"]["matrix"]["python"]) == supported()
     oldest = min(supported(), key=lambda version: int(version.split(".")[1]))
     assert jobs["oldest"]["steps"][1]["with"]["python-version"] == oldest
+
+
+def list_bounds(*extras: str) -> dict[str, str]:
+    """Map every package that setup.py needs, or needs for `extras`, to the oldest version it admits."""
+    calls = ast.walk(ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")))
+    words = {word.arg: word.value for node in calls if isinstance(node, ast.Call) for word in node.keywords}
+    options = ast.literal_eval(words["extras_require"])
+    lines = ast.literal_eval(words["install_requires"]) + [line for extra in extras for line in options[extra]]
+    return {name: oldest for name, _, oldest in (line.partition(">=") for line in lines)}
+
+
+def test_oldest_versions_are_those_that_the_package_admits() -> None:
+    lines = (ROOT / "tests" / "oldest.txt").read_text(encoding="utf-8").splitlines()
+    pins = {name: pin for name, _, pin in (line.partition("==") for line in lines if not line.startswith("#"))}
+    bounds = list_bounds("test")
+    assert set(pins) == set(bounds) - {"torch"}
+    assert {
+        name: pin for name, pin in pins.items() if re.sub(r"(\.0)+$", "", pin) != re.sub(r"(\.0)+$", "", bounds[name])
+    } == {}
 
 
 def test_workflow_may_only_read() -> None:

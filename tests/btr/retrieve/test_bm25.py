@@ -84,7 +84,7 @@ def test_retrieve_scores_are_the_formula(tmp_path: Path, shard_size: int) -> Non
 def test_retrieve_one_shard_scores_as_bm25s(tmp_path: Path) -> None:
     passages = make_passages(200)
     folder = build(tmp_path / "index", passages)
-    oracle = bm25s.BM25.load(folder / "shard-00000", show_progress=False)
+    oracle = bm25s.BM25.load(folder / "shard-00000")
     tokens = bm25s.tokenize(QUESTIONS, stopwords="en", return_ids=False, show_progress=False)
     expected = oracle.retrieve(tokens, k=20, show_progress=False, backend_selection="numpy").scores
     found = [scores for _, scores in BM25.open(folder).search(QUESTIONS, 20)]
