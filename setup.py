@@ -89,6 +89,7 @@ setup(
         "tokenizers>=0.22.2",
         "huggingface-hub>=1.0",
         "bm25s>=0.2",
+        "PyStemmer>=2.2",
         "zstandard>=0.24",
         "fastapi>=0.115",
         "starlette>=0.40",
