@@ -68,7 +68,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--engine", choices=("local", "ray"), default="local", help="where they run: here, or on a Ray cluster")
     add("--shard-passages", type=int, default=SHARD_PASSAGES, metavar="N", help="passages per shard (%(default)s)")
     about = "embed the passages too, for dense retrieval: encoder folder or hub id, as for btr retrieve build"
-    add("--retriever", metavar="E", help=about)
+    add("--dense", "--retriever", dest="retriever", metavar="E", help=about)
     add(
         "--codes", type=int, default=1, metavar="N", help="bits per dimension of a vector, 1 to 4 (default %(default)s)"
     )

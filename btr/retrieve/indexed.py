@@ -119,7 +119,8 @@ class Tail:
 
     def __init__(self) -> None:
         self._known: dict[tuple[Part, str], WordShard] = {}  # by language too
-        self.vectors: dict[Part, NDArray[np.float32]] = {}  # the same of a dense index, which `btr.dense` keeps here
+        self.vectors: dict[Part, NDArray[np.float32]] = {}  # of a dense index, which `dense.updates` keeps here
+        self.embedder: Any = None  # of passages, where that of questions is another
 
     def extend(self, bm25: BM25, store: Store) -> BM25:
         """Return the index with as many of the passages that follow as fit into MOST, all of a shard or none.
