@@ -40,17 +40,27 @@ LETTER_A = "\u1d00"  # a small capital: no text has it
 _letter_a = re.compile(r"(?<=[^\s.!?:;][\s-])A(?![\w'’])")
 
 
-def split_words(text: str) -> list[str]:
+def split_words(text: str, *, accents: bool = False) -> list[str]:
     """Return the words of a text as they are compared: whatever their case, accents and way of encoding.
 
     Compatibility forms are one (NFKC); a run of characters of scripts without spaces becomes its pairs of neighbours.
     The letter A, as in "vitamin A", is the word LETTER_A: the article, a stop word, stands so where a sentence begins.
+
+    accents: leave those that letters have, in one way of encoding; `fold` takes them off later.
     """
     text = _letter_a.sub(LETTER_A, text)
     if text.isascii():
         return _word.findall(text.lower())
-    letters = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text).casefold())
-    return _word.findall(_unspaced.sub(_pairs, unicodedata.normalize("NFKC", _accents.sub("", letters))))
+    letters = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    letters = _accents.sub("", letters) if accents else fold(letters)  # of marks that no letter takes in, in any case
+    return _word.findall(_unspaced.sub(_pairs, letters))
+
+
+def fold(word: str) -> str:
+    """Take the accents off the letters of a word."""
+    if word.isascii():
+        return word
+    return unicodedata.normalize("NFKC", _accents.sub("", unicodedata.normalize("NFD", word)))
 
 
 def _pairs(run: re.Match[str]) -> str:

@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -64,8 +64,12 @@ class Editor:
         write_json(self.path / PENDING, names)
         return [self.path / SHARDS / name for name in names]
 
-    def commit(self, shards: Sequence[Shard], indexed: int | None = None) -> Manifest:
+    def commit(
+        self, shards: Sequence[Shard], indexed: int | None = None, options: Mapping[str, str] | None = None
+    ) -> Manifest:
         """Make these the shards of the store, and delete what no reader uses any more.
+
+        options: those of the store that are others from now on.
 
         Raises:
             StoreError: the store was replaced meanwhile.
@@ -76,6 +80,8 @@ class Editor:
         before = self.manifest
         kept = before.indexed if indexed is None else indexed
         after = replace(before, shards=tuple(shards), generation=before.generation + 1, indexed=kept)
+        if options:
+            after = replace(after, options={**before.options, **options})
         with disk_errors(self.path, ROOM):
             check_room(self.path)
             retired = self.path / RETIRED.replace("*", str(before.generation))

@@ -14,6 +14,7 @@ import btr
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"btr": "btr", "btr.kernels": "kernels", "btr.storage": "storage", "btr.train": "train"}
 MAX_LINES = 400
+IMPORTED_AS = {"PyStemmer": "Stemmer"}
 USERS = ("plots", "gpus", "ray", "mcp", "documents")  # extras for who uses the package, not for who tests it
 
 HALL = {f"btr.{name}" for name in ("errors", "progress", "metrics", "words", "command")}  # for every room but two
@@ -43,7 +44,8 @@ OTHERS = {
     "btr.model": "torch numpy",
     "btr.model.checkpoint": "torch numpy safetensors tokenizers transformers",
     "btr.model.weights": "torch safetensors huggingface_hub",
-    "btr.retrieve.bm25": "numpy bm25s",
+    "btr.retrieve.bm25": "numpy",
+    "btr.retrieve.stems": "bm25s Stemmer",
     **dict.fromkeys(HALL, "numpy"),
 }
 
@@ -185,7 +187,8 @@ def declared() -> set[str]:
     lists = {word.arg: word.value for node in ast.walk(tree) if isinstance(node, ast.Call) for word in node.keywords}
     extras = ast.literal_eval(lists["extras_require"])
     wanted = [*ast.literal_eval(lists["install_requires"]), *(line for name in USERS for line in extras[name])]
-    return {re.split(r"[<>=~! \[]", line)[0].replace("-", "_") for line in wanted}
+    names = {re.split(r"[<>=~! \[]", line)[0].replace("-", "_") for line in wanted}
+    return {IMPORTED_AS.get(name, name) for name in names}
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

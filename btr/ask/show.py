@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from btr.retrieve import HINT
+
 SURE = ((0.95, "very sure"), (0.8, "sure"), (0.5, "fairly sure"), (0.0, "not sure"))
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 
@@ -77,7 +79,7 @@ def describe(told: Told, terminal: bool) -> str:
     words = next(words for least, words in SURE if told.sure >= least)
     answer = f"{BOLD}{_line(told.answer)}{PLAIN}" if terminal else _line(told.answer)
     if not told.passages:
-        lines = ["No passage answers this: none shares a word with the question."]
+        lines = ["No passage answers this: none shares a word with the question.", HINT]
     elif not told.answer.strip():
         guess = f" Best guess: {_line(told.best_guess)}" if told.best_guess.strip() else ""
         lines = [f"No passage answers this.{guess}  ({told.sure:.0%} sure that one does)"]

@@ -29,6 +29,7 @@ from btr.retrieve.bm25 import BM25Writer
 from btr.retrieve.dense.build import Embedding
 from btr.retrieve.dense.quantize import MOST_CODES
 from btr.retrieve.fusion import DENSE
+from btr.retrieve.stems import check_language
 from btr.storage import Building, Manifest, Settings, Shard
 from btr.storage.manifest import MANIFEST, store_command
 
@@ -67,11 +68,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--engine", choices=("local", "ray"), default="local", help="where they run: here, or on a Ray cluster")
     add("--shard-passages", type=int, default=SHARD_PASSAGES, metavar="N", help="passages per shard (%(default)s)")
     about = "embed the passages too, for dense retrieval: encoder folder or hub id, as for btr retrieve build"
-    add("--retriever", metavar="E", help=about)
+    add("--dense", "--retriever", dest="retriever", metavar="E", help=about)
     add(
         "--codes", type=int, default=1, metavar="N", help="bits per dimension of a vector, 1 to 4 (default %(default)s)"
     )
     add("--scaled", action="store_true", help="keep a scale, 2 bytes, of one code a vector too: better scores")
+    about = "what words are stemmed by in the index: english, german, ..., none; default: as the texts look"
+    add("--language", metavar="L", help=about)
     add("--no-text", action="store_true", help="keep no texts: smaller, but answers come without passages to show")
     add("--no-index", action="store_true", help="build no BM25 index; questions must then name their passages")
     add("--overwrite", action="store_true", help="replace a store that exists, once the new one is whole")
@@ -82,6 +85,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     check_least(options, 1, "limit", "words", "workers", "shard_passages")
     if not 1 <= options.codes <= MOST_CODES:
         raise InputError(f"--codes is {options.codes}; use 1 to {MOST_CODES}")
+    if options.language is not None:
+        check_language(options.language)
     return options
 
 
@@ -206,14 +211,14 @@ def stored(corpus: Corpus, survey: Survey) -> Iterator[Passage]:
             yield passage
 
 
-def index(passages: Iterator[Passage], folder: Path, total: int) -> None:
+def index(passages: Iterator[Passage], folder: Path, total: int, language: str | None) -> None:
     """Build the BM25 index, whose ordinals are the store's.
 
     Raises:
         InputError: the corpus is no longer the one that was encoded, or the disk is full.
     """
     try:
-        bm25 = BM25Writer.create_or_resume(folder)
+        bm25 = BM25Writer.create_or_resume(folder, language=language)
         report = Progress("indexed", bm25.done, total)
         rest = itertools.islice(passages, bm25.done, None)
         while not bm25.finished and (chunk := list(itertools.islice(rest, INDEXED))):
@@ -270,6 +275,7 @@ def describe(options: argparse.Namespace, reader: Reader, corpus_hash: str) -> S
         reader=options.reader or "",
         options={"limit": options.limit, "words": options.words, "dtype": options.dtype, "text": not options.no_text}
         | ({"k": options.k} if options.k else {})
+        | ({"language": options.language} if options.language else {})
         | dict(zip(FIELD_OPTIONS, fields_of(options) or (), strict=False)),
     )
 
@@ -286,7 +292,7 @@ def build(
     if options.no_index:
         shutil.rmtree(folder, ignore_errors=True)  # begun by a run that wanted one
     else:
-        index(stored(corpus, survey), folder, count)
+        index(stored(corpus, survey), folder, count, options.language)
     if embedding is None:
         shutil.rmtree(building.building / DENSE, ignore_errors=True)  # as above
     else:

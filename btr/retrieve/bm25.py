@@ -2,32 +2,28 @@
 
 The index is a folder of shards, each a `bm25s` index of the next SHARD_SIZE passages, and `index.json`:
 
-    index.json              format, passages, shard_size, shards: [{name, offset, passages}]; written last
+    index.json              format, language, passages, shard_size, shards: [{name, offset, passages}]; written last
     shard-00000/
         *.index.npy, *.index.json   the index as bm25s saves it (columns of term scores, vocabulary, parameters)
-        terms.npy           uint64 (3, U): hashes of the shard's words, ascending; where the column of each begins, ends
+        terms.npy           uint64 (3, U): hashes of the shard's stems, ascending; where the column of each begins, ends
         shard.json          settings and number of passages; a shard without it is unfinished
 
 A passage is known by its ordinal, its place in the corpus from 0. Writing holds the words of one shard (about 400 MiB
 for 100-word passages). Reading maps the files, vocabulary included, so that memory is what the questions touch.
 
-Scores are Lucene's BM25, k1 = 1.5, b = 0.75, over the words (`btr.words`) of title and text but for English stop
-words. Two shards must be comparable, yet a shard knows its own passages only, and the last may hold a handful, where
-every word looks common. So a term counts with its frequency in the *whole* corpus, summed over the shards when a
-question comes (Elasticsearch's `dfs_query_then_fetch`; its default would use each shard's own). The mean passage
-length alone remains a shard's own.
+Scores are Lucene's BM25, k1 = 1.5, b = 0.75, over the stems (`btr.retrieve.stems`) of title and text. Two shards must
+be comparable, yet a shard knows its own passages only, and the last may hold a handful, where every word looks common.
+So a term counts with its frequency in the *whole* corpus, summed over the shards when a question comes (Elasticsearch's
+`dfs_query_then_fetch`; its default would use each shard's own). The mean passage length alone remains a shard's own.
 """
 
 import errno
 import hashlib
 import json
-import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,28 +32,15 @@ import numpy as np
 from btr.corpus import Passage
 from btr.errors import InputError
 from btr.retrieve.mapped import check_mapped
-from btr.words import split_words
+from btr.retrieve.stems import GUESSED, NONE, Tokens, bm25s, check_language, guess, stems_of
 
-FORMAT = 2  # 1 had other words: of two letters or more, accents and all, scripts without spaces uncut
+FORMAT = 3  # 1 had other words: of two letters or more, accents and all, scripts without spaces uncut
+UNSTEMMED = 2  # has no language and is read as of NONE
 SHARD_SIZE = 131_072  # passages; all of Wikipedia is then 250 shards, under the usual 1,024 open files
 K1, B = 1.5, 0.75
 REBUILD = "build it with: python -m btr.precompute"
 
 Hits = tuple[np.ndarray, np.ndarray]  # ordinals int64 (R,), scores float32 (R,), best first
-
-
-def _bm25s() -> Any:
-    """Import bm25s without waking jax, which bm25s runs on import where it is installed: jax takes the accelerator."""
-    hide = "bm25s" not in sys.modules and "jax" not in sys.modules
-    if hide:
-        sys.modules["jax"] = None  # type: ignore[assignment]  # Python's way to make an import fail
-    try:
-        import bm25s
-    finally:
-        if hide:
-            del sys.modules["jax"]
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG
-    return bm25s
 
 
 def _hash(words: Iterable[str]) -> np.ndarray:
@@ -77,40 +60,51 @@ class BM25Writer:
     The index does not depend on where the writing was interrupted, nor on how `append` divides the passages.
     """
 
-    def __init__(self, path: Path, shard_size: int, done: int, finished: bool) -> None:
+    def __init__(self, path: Path, shard_size: int, done: int, finished: bool, language: str | None) -> None:
         """Use `create_or_resume`."""
         self.path, self.shard_size = path, shard_size
+        self.language = language  # None: not told until the first shard is written
+        self._first: list[Passage] = []  # of the corpus, which tell it
         self.done = done  # passages in whole shards on disk: feed the corpus from here
         self.finished = finished
         self._start_shard()
 
     @classmethod
-    def create_or_resume(cls, path: str | os.PathLike[str], *, shard_size: int = SHARD_SIZE) -> "BM25Writer":
+    def create_or_resume(
+        cls, path: str | os.PathLike[str], *, shard_size: int = SHARD_SIZE, language: str | None = None
+    ) -> "BM25Writer":
         """Open an index for writing and drop what is unfinished; `done` tells where to go on.
 
         A shard that ends early, or was made with other settings, is dropped with all that follow it; an index of an
         older format is dropped whole.
 
+        language: one of LANGUAGES; None: guessed from the first passages.
+
         Raises:
-            InputError: the path holds something that is not an index.
+            InputError: the path holds something that is not an index, or there is no such language.
             ValueError: shard_size is not positive.
         """
+        if language is not None:
+            check_language(language)
         if shard_size < 1:
             raise ValueError(f"shard_size is {shard_size}; a shard holds at least 1 passage")
         folder = Path(path)
         state = _read_json(folder / "index.json")
         older = isinstance(state, dict) and state.get("format") in range(1, FORMAT)
         if (folder / "index.json").exists() and not older:
-            return cls(folder, shard_size, _read_index(folder)["passages"], finished=True)
+            known = _read_index(folder)
+            return cls(folder, shard_size, known["passages"], True, known["language"])
         _check_ours(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        begun = _read_json(folder / _name(0) / "shard.json")
+        known = language or (begun.get("language") if isinstance(begun, dict) else None)
         whole = 0
-        while _read_json(folder / _name(whole) / "shard.json") == _settings(shard_size):
+        while _read_json(folder / _name(whole) / "shard.json") == _settings(shard_size, known):
             whole += 1
         for leftover in sorted(folder.iterdir()):
             if leftover.name not in {_name(number) for number in range(whole)}:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        return cls(folder, shard_size, whole * shard_size, finished=False)
+        return cls(folder, shard_size, whole * shard_size, False, known if whole else language)
 
     def append(self, passages: Sequence[Passage]) -> None:
         """Add the next passages of the corpus, writing each shard as it fills.
@@ -123,10 +117,12 @@ class BM25Writer:
             raise InputError(f"{self.path}: this index is finished ({self.done} passages) and takes no more; {cure}")
         start = 0
         while start < len(passages):
-            taken = passages[start : start + self.shard_size - len(self._ids)]
-            self._ids += _words(self._tokenizer, taken)
+            taken = passages[start : start + self.shard_size - len(self._tokens)]
+            self._tokens.add(taken)
+            if self.language is None:
+                self._first += taken[: GUESSED - len(self._first)]
             start += len(taken)
-            if len(self._ids) == self.shard_size:
+            if len(self._tokens) == self.shard_size:
                 self._write_shard()
 
     def finish(self) -> None:
@@ -137,7 +133,7 @@ class BM25Writer:
         """
         if self.finished:
             return
-        if self._ids:
+        if len(self._tokens):
             self._write_shard()
         if not self.done:
             raise InputError(f"{self.path}: no passage to index; give at least one")
@@ -145,48 +141,34 @@ class BM25Writer:
             {"name": _name(number), "offset": offset, "passages": min(self.shard_size, self.done - offset)}
             for number, offset in enumerate(range(0, self.done, self.shard_size))
         ]
-        index = {"format": FORMAT, "passages": self.done, "shard_size": self.shard_size, "shards": shards}
+        index = {"format": FORMAT, "language": self.language, "passages": self.done, "shard_size": self.shard_size}
+        index["shards"] = shards
         _write_json(self.path / "index.json.building", index)
         _publish(self.path / "index.json.building", self.path / "index.json")
         self.finished = True
 
     def _start_shard(self) -> None:
-        self._tokenizer = _tokenizer()
-        self._ids: list[list[int]] = []  # word ids of the passages of the shard begun
+        self._tokens = Tokens(self.language)
 
     def _write_shard(self) -> None:
-        index, vocabulary = _index(self._tokenizer, self._ids)
+        if self.language is None:
+            self.language, self._first = guess(self._first), []
+        index, vocabulary = _index(self._tokens, self.language)
         name = _name(self.done // self.shard_size)
         building = self.path / f"{name}.building"
         index.save(building, show_progress=False)
         np.save(building / "terms.npy", _terms(vocabulary, index.scores["indptr"]))
-        _write_json(building / "shard.json", _settings(len(self._ids)))
+        _write_json(building / "shard.json", _settings(len(self._tokens), self.language))
         _publish(building, self.path / name)
-        self.done += len(self._ids)
+        self.done += len(self._tokens)
         self._start_shard()
 
 
-def _tokenizer() -> Any:
-    return _bm25s().tokenization.Tokenizer(lower=False, splitter=split_words, stopwords="en")
-
-
-@cache
-def _stopwords() -> frozenset[str]:
-    return frozenset(_tokenizer().stopwords)
-
-
-def _words(tokenizer: Any, passages: Sequence[Passage]) -> list[list[int]]:
-    """Return the word ids of passages; new words get new ones."""
-    texts = [f"{passage.title}\n\n{passage.text}" for passage in passages]  # a text begins a sentence
-    found: list[list[int]] = tokenizer.tokenize(texts, update_vocab=True, show_progress=False)
-    return found
-
-
-def _index(tokenizer: Any, ids: list[list[int]]) -> tuple[Any, dict[str, int]]:
-    """Score every word in every passage; returns bm25s' index and its vocabulary."""
-    bm25s, vocabulary = _bm25s(), tokenizer.get_vocab_dict()
-    index = bm25s.BM25(method="lucene", k1=K1, b=B, backend="numpy")
-    index.index(bm25s.tokenization.Tokenized(ids, vocabulary), show_progress=False)
+def _index(tokens: Tokens, language: str) -> tuple[Any, dict[str, int]]:
+    """Score every stem in every passage; returns bm25s' index and its vocabulary."""
+    ids, vocabulary = tokens.stemmed(language)
+    index = bm25s().BM25(method="lucene", k1=K1, b=B, backend="numpy")
+    index.index(bm25s().tokenization.Tokenized(ids, vocabulary), show_progress=False)
     return index, vocabulary
 
 
@@ -201,8 +183,8 @@ def _name(number: int) -> str:
     return f"shard-{number:05d}"
 
 
-def _settings(passages: int) -> dict[str, Any]:
-    return {"format": FORMAT, "passages": passages, "method": "lucene", "k1": K1, "b": B, "stopwords": "en"}
+def _settings(passages: int, language: str | None) -> dict[str, Any]:
+    return {"format": FORMAT, "passages": passages, "method": "lucene", "k1": K1, "b": B, "language": language}
 
 
 def _check_ours(folder: Path) -> None:
@@ -246,6 +228,8 @@ def _read_index(folder: Path, rebuild: str = REBUILD) -> dict[str, Any]:
     index = _read_json(folder / "index.json")
     if not isinstance(index, dict):
         raise InputError(f"{folder}: no finished BM25 index (no index.json that can be read); {rebuild}")
+    if index.get("format") == UNSTEMMED:
+        return {"language": NONE, **index}
     if index.get("format") != FORMAT:
         cure = rebuild if index.get("format") in range(1, FORMAT) else f"upgrade btr, or {rebuild}"
         raise InputError(f"{folder}: index format {index.get('format')!r}, this btr reads format {FORMAT}; {cure}")
@@ -263,10 +247,11 @@ class WordShard:
     places: np.ndarray  # int32 (E,), that passage, from 0
 
     @classmethod
-    def of(cls, passages: Sequence[Passage], offset: int) -> "WordShard":
+    def of(cls, passages: Sequence[Passage], offset: int, language: str = NONE) -> "WordShard":
         """Index passages in memory."""
-        tokenizer = _tokenizer()
-        index, vocabulary = _index(tokenizer, _words(tokenizer, passages))
+        tokens = Tokens(language)
+        tokens.add(passages)
+        index, vocabulary = _index(tokens, language)
         scores = index.scores
         return cls(offset, len(passages), _terms(vocabulary, scores["indptr"]), scores["data"], scores["indices"])
 
@@ -324,9 +309,9 @@ def _rank(ordinals: np.ndarray, scores: np.ndarray, top: int) -> Hits:
 class BM25:
     """Search an index written by `BM25Writer`."""
 
-    def __init__(self, shards: Sequence[WordShard]) -> None:
+    def __init__(self, shards: Sequence[WordShard], language: str = NONE) -> None:
         """Use `open`."""
-        self._shards = shards
+        self._shards, self.language = shards, language
         self._passages = sum(shard.passages for shard in shards)
 
     @classmethod
@@ -337,8 +322,10 @@ class BM25:
             InputError: not an index, not finished, of another format, or damaged.
         """
         folder = Path(path)
-        shards = _read_index(folder, rebuild)["shards"]
-        return cls([WordShard.open(folder / shard["name"], shard["offset"], shard["passages"]) for shard in shards])
+        index = _read_index(folder, rebuild)
+        check_language(index["language"])
+        shards = (WordShard.open(folder / one["name"], one["offset"], one["passages"]) for one in index["shards"])
+        return cls(list(shards), index["language"])
 
     def __len__(self) -> int:
         """Return the number of passages."""
@@ -346,7 +333,7 @@ class BM25:
 
     def extended(self, shards: Sequence[WordShard]) -> "BM25":
         """Return an index of these passages too, whose ordinals follow."""
-        return BM25([*self._shards, *shards])
+        return BM25([*self._shards, *shards], self.language)
 
     def search(self, questions: Sequence[str], top: int) -> list[Hits]:
         """Find the best passages for each question: ordinals int64 (R,) and scores float32 (R,), best first.
@@ -360,9 +347,8 @@ class BM25:
         return self.search_prepared([self.prepare(question) for question in questions], top)
 
     def prepare(self, question: str) -> np.ndarray:
-        """Return what a question is searched by: the hashes of its words, uint64 (Q,)."""
-        stopwords = _stopwords()
-        return _hash(word for word in split_words(question) if word not in stopwords)
+        """Return what a question is searched by: the hashes of its stems, uint64 (Q,)."""
+        return _hash(stems_of(question, self.language))
 
     def search_prepared(self, questions: Sequence[np.ndarray], top: int) -> list[Hits]:
         """Search for prepared questions, as `search`."""

@@ -256,7 +256,7 @@ def open_retriever(
     dense = None if wanted.kind == "bm25" else open_dense(path / DENSE, wanted.encoder, before)
     if dense is not None and isinstance(store, Store):
         check_shards(dense.path, dense.shards, dense.indexed, shards_of(store.manifest.shards))
-        dense = dense if tail is None else follow(dense, store, tail.vectors)
+        dense = dense if tail is None else follow(dense, store, tail)
     others = store.manifest.ordinals if isinstance(store, Store) else len(bm25) if bm25 is not None else None
     if dense is not None and others not in (None, len(dense)):
         cure = f"bring it up to date with: python -m btr.retrieve build {path} --retriever {dense.plan.encoder}"

@@ -118,8 +118,9 @@ class Tail:
     """
 
     def __init__(self) -> None:
-        self._known: dict[Part, WordShard] = {}
-        self.vectors: dict[Part, NDArray[np.float32]] = {}  # the same of a dense index, which `btr.dense` keeps here
+        self._known: dict[tuple[Part, str], WordShard] = {}  # by language too
+        self.vectors: dict[Part, NDArray[np.float32]] = {}  # of a dense index, which `dense.updates` keeps here
+        self.embedder: Any = None  # of passages, where that of questions is another
 
     def extend(self, bm25: BM25, store: Store) -> BM25:
         """Return the index with as many of the passages that follow as fit into MOST, all of a shard or none.
@@ -127,9 +128,10 @@ class Tail:
         Raises:
             Corrupt: a passage is damaged.
         """
-        used: dict[Part, WordShard] = {}
-        for key, begin, end in newer(store, len(bm25), MOST):
-            known = self._known.get(key) or WordShard.of(read_words(store, begin, end), begin)
+        used: dict[tuple[Part, str], WordShard] = {}
+        for part, begin, end in newer(store, len(bm25), MOST):
+            key = part, bm25.language
+            known = self._known.get(key) or WordShard.of(read_words(store, begin, end), begin, bm25.language)
             used[key] = replace(known, offset=begin)
         self._known = used
         return bm25.extended(list(used.values()))
@@ -180,8 +182,10 @@ def open_index(store: Store, tail: Tail | None = None) -> StoreIndex | None:
     return StoreIndex(bm25, store)
 
 
-def build_index(editor: Editor) -> int:
+def build_index(editor: Editor, language: str | None = None) -> int:
     """Index all passages of a store anew; returns their number.
+
+    language: what words are stemmed by, from now on; None: what was given before, or else as the texts look.
 
     While the new index takes the place of the old one, the manifest names none: nobody takes one for the other.
 
@@ -191,20 +195,22 @@ def build_index(editor: Editor) -> int:
     building, manifest = editor.path / f"{INDEX}.building", editor.manifest
     shutil.rmtree(building, ignore_errors=True)  # of a killed run, perhaps of another state of the store
     try:
-        _write(editor, building)
+        known = language or editor.manifest.options.get("language")
+        _write(editor, building, None if known is None else str(known))
     except InputError:
         shutil.rmtree(building, ignore_errors=True)
         raise
     editor.commit(manifest.shards, indexed=0)
     drop_index(editor.path)
     os.rename(building, editor.path / INDEX)
-    editor.commit(manifest.shards, indexed=manifest.ordinals)
+    editor.commit(manifest.shards, indexed=manifest.ordinals, options={"language": language} if language else None)
     return manifest.passages
 
 
-def _write(editor: Editor, folder: Path) -> None:
+def _write(editor: Editor, folder: Path, language: str | None) -> None:
     store = Store(editor.path, editor.view)
-    writer, report = BM25Writer.create_or_resume(folder), Progress("indexed", 0, editor.manifest.ordinals)
+    writer = BM25Writer.create_or_resume(folder, language=language)
+    report = Progress("indexed", 0, editor.manifest.ordinals)
     for chunk in by_ordinal(store):
         if any(passage.id and not passage.text for passage in chunk):
             raise InputError(f"store {editor.path} keeps no texts, and an index is built from them")

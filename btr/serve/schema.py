@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from btr.corpus.records import number_text
 from btr.model.config import Mode
+from btr.retrieve import HINT
 
 MOST_HOPS = 8
 QUESTION, RONTGEN = "Who discovered X-rays?", "X-rays were discovered by Wilhelm Röntgen in 1895."
@@ -297,6 +298,7 @@ class AnswerResponse(BaseModel):
     mode: Mode = field(..., "how the passages were read", "binary")
     model: str = field(..., "the reader's name", "default")
     passages: list[CitedPassage] = field(..., "the passages that were read, that with most evidence first", [CITED])
+    hint: str | None = field(None, "where nothing was found to read: what would find more; else not there", HINT)
     timings: dict[str, float] = field(
         ..., "seconds by phase; from `tokenize` on those of all questions that were read together", {"total": 0.19}
     )

@@ -14,6 +14,7 @@ from btr.reader import Reader
 from btr.reader.answer import Answer
 from btr.reader.highlight import find_answer
 from btr.reader.truncation import shorten
+from btr.retrieve import HINT
 from btr.retrieve.bm25 import Hits
 from btr.serve.chosen import Chosen
 from btr.serve.hops import Hopped, Hops, Quiet, check_hops
@@ -266,6 +267,7 @@ class Service:
             mode=request.mode or self.mode,
             model=self.model,
             passages=[],
+            hint=HINT,
             timings=dict.fromkeys(PHASES, 0.0) | chosen.timings,
             batch=0,
             read=0,

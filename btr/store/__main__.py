@@ -42,6 +42,7 @@ COUNTED = {
     "empty": "without text left out",
 }
 DENSE = "dense"  # folder of a dense index, as in `btr.retrieve.fusion`
+LANGUAGE = "what words are stemmed by: english, german, ..., none; default: what was given before, or as the texts look"
 SHOWN = 20  # problems that `verify` prints before it only counts
 
 
@@ -198,7 +199,7 @@ def compact(arguments: argparse.Namespace) -> int:
 def index(arguments: argparse.Namespace) -> int:
     """Build the BM25 index of the store anew."""
     with edit(arguments.store) as editor:
-        count = indexed.build_index(editor)
+        count = indexed.build_index(editor, arguments.language)
         return finish(arguments, editor, {"indexed": count}, f"{count:,} indexed")
 
 
@@ -289,7 +290,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     more = command(export, "write the passages as JSON lines")
     more("--out", metavar="FILE", help="default: standard output")
     more("--bits", action="store_true", help="with their token ids, scales and signs, in base64")
-    command(index, "build the BM25 index anew")
+    more = command(index, "build the BM25 index anew")
+    more("--language", metavar="L", help=LANGUAGE)
     arguments = parser.parse_args(argv)
     check_least(arguments, 1, "limit", "workers", "passages")
     if getattr(arguments, "mirror", False) and arguments.limit is not None:

@@ -9,37 +9,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from btr.errors import InputError
+from btr.retrieve.dense.encoder import Encoder
 from btr.retrieve.dense.index import Dense, is_finished
 from btr.retrieve.dense.writer import Shards, read_state, rewrite, text_of
-from btr.retrieve.indexed import Part, newer, read_words
+from btr.retrieve.indexed import Part, Tail, newer, read_words
 from btr.storage import Shard, Store
 from btr.storage.view import View
 
 MOST = 1024  # passages newer than the index that are embedded when a store is opened; a second has some 50 of them
 
 
-def follow(dense: Dense, store: Store, known: dict[Part, NDArray[np.float32]]) -> Dense:
+def follow(dense: Dense, store: Store, tail: Tail) -> Dense:
     """Return the index with the newest passages of its store, as many shards as fit into MOST; the files stay as is.
 
-    An encoder of questions alone, aligned with that of the passages, does not embed passages: the index is as it was.
+    Where the encoder of questions is another, aligned one, that of the passages is loaded when one is to be embedded;
+    if it is not where it was, the index is as it was.
 
-    known: their vectors by part of a shard; kept for the next time.
+    tail: keeps their vectors for the next time, by part of a shard, and such an encoder.
 
     Raises:
         Corrupt: a passage is damaged.
     """
     dense = dense.following(np.empty((0, dense.plan.dimension), np.float32))
-    if dense.encoder.fingerprint != dense.plan.fingerprint or store.manifest.options.get("text") is False:
+    if store.manifest.options.get("text") is False:
         return dense
     used: dict[Part, NDArray[np.float32]] = {}
     for part, begin, end in newer(store, len(dense), MOST):
-        vectors = known.get(part)
+        vectors = tail.vectors.get(part)
         if vectors is None:
-            vectors = dense.encoder.embed([text_of(p) for p in read_words(store, begin, end)], "passage")
+            tail.embedder = embedder(dense, tail.embedder)
+            if tail.embedder is None:
+                return dense
+            vectors = tail.embedder.embed([text_of(p) for p in read_words(store, begin, end)], "passage")
         used[part] = vectors
-    known.clear()
-    known.update(used)
+    tail.vectors = used
     return dense.following(np.concatenate(list(used.values()))) if used else dense
+
+
+def embedder(dense: Dense, known: Encoder | None) -> Encoder | None:
+    """Return the encoder of an index's passages: that of its questions, a known one, or loaded; None: not there."""
+    for encoder in (dense.encoder, known):
+        if encoder is not None and encoder.fingerprint == dense.plan.fingerprint:
+            return encoder
+    try:
+        loaded = Encoder.from_pretrained(dense.plan.encoder)
+    except InputError:
+        return None
+    return loaded if loaded.fingerprint == dense.plan.fingerprint else None
 
 
 def shards_of(shards: Iterable[Shard]) -> Shards:

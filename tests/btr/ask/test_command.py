@@ -16,6 +16,7 @@ import pytest
 from btr.ask import __main__ as command
 from btr.precompute import __main__ as precompute
 from btr.reader import Reader
+from btr.retrieve import HINT
 from btr.retrieve.indexed import StaleIndex
 
 PASSAGES = [("harbour", "Vellin", "The harbour of Vellin was dug by hand."), ("salt", "", "Salt came on mules.")]
@@ -98,7 +99,7 @@ def test_piped_questions_stand_before_their_answers(
 ) -> None:
     pipe(b"zebra?\n\nquagga?\n")
     assert command.main([store]) == 0
-    nothing = "No passage answers this: none shares a word with the question."
+    nothing = f"No passage answers this: none shares a word with the question.\n{HINT}"
     assert capsys.readouterr().out == f"> zebra?\n{nothing}\n\n> quagga?\n{nothing}\n\n"
 
 
@@ -124,7 +125,8 @@ def test_typed_questions_until_the_end(
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", ask)
     assert command.main([store]) == 0
-    assert capsys.readouterr().out == "No passage answers this: none shares a word with the question.\n\n\n"
+    nothing = "No passage answers this: none shares a word with the question."
+    assert capsys.readouterr().out == f"{nothing}\n{HINT}\n\n\n"
 
 
 def test_interrupt_while_typing_is_passed_on(store: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from btr.ask.show import Read, Told, clean, describe, mark
+from btr.retrieve import HINT
 
 OWL = Read("d.md:1", "d.md > Owls", "Owls hunt\nat night.", 0.9, 2.5, [(13, 18)])
 TOLD = Told("When?", "night", "night", 0.1, -0.5, "binary", 0.2, (OWL,))
@@ -40,7 +41,8 @@ def test_no_answer_names_the_best_guess() -> None:
     assert first == "No passage answers this. Best guess: night  (25% sure that one does)"
     assert last == "    at [night]."
     nothing = dataclasses.replace(TOLD, answer="", best_guess="", no_answer=1.0, passages=())
-    assert describe(nothing, terminal=False) == "No passage answers this: none shares a word with the question."
+    said = "No passage answers this: none shares a word with the question."
+    assert describe(nothing, terminal=False) == f"{said}\n{HINT}"
 
 
 def test_store_without_texts_and_question_that_was_cut_are_named() -> None:

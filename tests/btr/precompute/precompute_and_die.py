@@ -30,6 +30,7 @@ from btr.precompute import encode
 from btr.precompute import run as making
 from btr.reader import Reader
 from btr.retrieve import bm25 as retrieve
+from btr.retrieve import stems
 from btr.retrieve.dense import build, writer
 
 # Small enough for a corpus of 90 passages to have several of each.
@@ -93,7 +94,7 @@ def run(request: dict[str, Any], out: str, err: str) -> NoReturn:
 
 def main(reader: str) -> None:
     Reader.from_pretrained(reader).encode_passages([Passage("warm", "up", "once for all")])
-    retrieve._bm25s()
+    stems.bm25s()
     for line in sys.stdin:
         with tempfile.TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")

@@ -301,13 +301,13 @@ def test_retrieve_open_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         BM25.open(tmp_path / "index")
     index = tmp_path / "index" / "index.json"
     whole_index = json.loads(index.read_text())
-    index.write_text(json.dumps(whole_index | {"format": 3}))
-    with pytest.raises(InputError, match="index format 3, this btr reads format 2; upgrade btr, or build it"):
+    index.write_text(json.dumps(whole_index | {"format": 4}))
+    with pytest.raises(InputError, match="index format 4, this btr reads format 3; upgrade btr, or build it"):
         BM25.open(tmp_path / "index")
-    with pytest.raises(InputError, match="index format 3, this btr reads format 2"):
+    with pytest.raises(InputError, match="index format 4, this btr reads format 3"):
         BM25Writer.create_or_resume(tmp_path / "index", shard_size=4)
     index.write_text(json.dumps(whole_index | {"format": 1}))
-    with pytest.raises(InputError, match=r"index format 1, this btr reads format 2; do that$"):
+    with pytest.raises(InputError, match=r"index format 1, this btr reads format 3; do that$"):
         BM25.open(tmp_path / "index", "do that")
     for settings in (tmp_path / "index").glob("shard-*/shard.json"):
         settings.write_text(json.dumps(json.loads(settings.read_text()) | {"format": 1}))

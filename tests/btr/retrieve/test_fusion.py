@@ -177,7 +177,7 @@ def test_store_that_grew_is_searched_by_what_is_known(
     capsys.readouterr()
 
 
-def test_encoder_of_questions_alone_does_not_embed_what_is_new(
+def test_encoder_of_passages_is_loaded_for_what_is_new(
     reader_folder: Path, encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, tail = tmp_path / "s.btr", Tail()
@@ -191,6 +191,18 @@ def test_encoder_of_questions_alone_does_not_embed_what_is_new(
     original = encoder.fingerprint
     encoder.model.bert.layers[0].wi.bias.data += 0.01
     Encoder(encoder.model, encoder.tokenizer, "student", aligned=[original]).save(tmp_path / "student")
+    Choice("dense", str(tmp_path / "student")).write(path)
+    taught = open_retriever(Store.open(path), tail=tail)
+    assert taught.dense is not None and len(taught.dense) == 6 and tail.embedder.fingerprint == original
+    embedded, loaded = tail.vectors, tail.embedder
+    np.testing.assert_array_equal(*embedded.values(), loaded.embed(["iron"], "passage"))
+    open_retriever(Store.open(path), tail=tail)
+    assert (tail.vectors, tail.embedder is loaded) == (embedded, True)
+    # Where it has gone, what is new is found by its words.
+    state = json.loads((path / "dense" / "index.json").read_text())
+    state["plan"]["encoder"] = str(tmp_path / "gone")
+    (path / "dense" / "index.json").write_text(json.dumps(state))
+    tail = Tail()
     Choice("hybrid", str(tmp_path / "student"), 1e9).write(path)  # a threshold that no known passage reaches
     with pytest.warns(StaleIndex, match="the store holds 6 passages, the dense index 5"):
         then = open_retriever(Store.open(path), tail=tail)

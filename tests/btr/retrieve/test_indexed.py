@@ -245,3 +245,23 @@ def test_a_store_on_a_network_is_warned_of(path: Path, monkeypatch: pytest.Monke
 def test_network_is_unknown_elsewhere(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "MOUNTS", path.with_name("none"))
     assert len(Store.open(path)) == 12
+
+
+def test_what_is_added_is_stemmed_as_the_index_is(path: Path, capsys: Capture) -> None:
+    assert command.main(["index", str(path), "--language", "english"]) == 0
+    more = write(path.with_name("more.jsonl"), {"new": "rays discovered"})
+    assert command.main(["add", str(path), more]) == 0
+    tail = Tail()
+    with Store.open(path) as store:
+        index = open_index(store, tail)
+        assert index is not None and index.search(["discovers"], 3)[0][0].tolist() == [12]
+        assert store.manifest.options["language"] == "english"
+    # The language that was given holds until another one is, though the index goes meanwhile.
+    assert command.main(["delete", str(path), "p1"]) == 0
+    assert command.main(["compact", str(path)]) == 0
+    for given, by_stem in (([], ["new"]), (["--language", "none"], []), ([], [])):
+        assert command.main(["index", str(path), *given]) == 0
+        assert found(path, "discovers") == by_stem
+    assert command.main(["index", str(path), "--language", "klingon"]) == 2
+    assert "language is 'klingon'; use one of none, arabic" in capsys.readouterr().err
+    assert found(path, "discovered") == ["new"]

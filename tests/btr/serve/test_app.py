@@ -274,6 +274,7 @@ def test_examples_are_questions_of_the_sample_corpus() -> None:
 def test_question_that_nothing_shares_a_word_with_is_answered(kit: Any, port: int, reader: Any) -> None:
     reply = kit.ask(port, question="xyzzy")
     assert (reply["answer"], reply["passages"], reply["no_answer"], reply["read"]) == ("", [], 1.0, 0)
+    assert "python -m btr.retrieve build" in reply["hint"]
     assert reader.asked == []
 
 
