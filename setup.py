@@ -89,7 +89,7 @@ setup(
         "tokenizers>=0.22.2",
         "huggingface-hub>=1.3",
         "bm25s>=0.3.6",
-        "PyStemmer>=2.2",
+        "PyStemmer>=3.0",
         "zstandard>=0.24",
         "fastapi>=0.115.3",
         "starlette>=0.40",

@@ -29,7 +29,7 @@ MAY = {
     "btr.hops": "storage reader retrieve",
     "btr.precompute": "storage model reader corpus retrieve",
     "btr.store": "storage reader corpus retrieve precompute",
-    "btr.ask": "storage model reader corpus retrieve precompute store",
+    "btr.ask": "storage model reader corpus retrieve hops precompute store",
     "btr.eval": "storage model reader corpus retrieve hops",
     "btr.bench": "kernels storage model reader corpus eval.plots",
     "btr.serve": "storage model reader corpus retrieve hops store",

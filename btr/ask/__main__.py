@@ -42,6 +42,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("words", metavar="STORE|DOCUMENTS... [QUESTION]", nargs="+", help=about)
     add("--json", action="store_true", help="print one JSON object a question, on a line")
     add("--passages", type=int, metavar="N", help="passages that are read a question; default: the reader's own number")
+    about = "searches a question at most, each by what the last found, with the trace shown (default %(default)s)"
+    add("--hops", type=int, default=1, metavar="H", help=about)
     add("--mode", choices=MODES, default="binary", help="how passages are read (default %(default)s)")
     add("--reader", metavar="R", help="folder or hub id of the reader; default: the store's own")
     add("--retriever", choices=KINDS, help="what finds the passages; default: what the store is searched with")
@@ -51,7 +53,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     words = options.words
     asked = len(words) > 1 and not (os.path.exists(words[-1]) and words[-1] != "-")
     options.sources, options.question = (words[:-1], words[-1]) if asked else (words, None)
-    check_least(options, 1, "passages")
+    check_least(options, 1, "passages", "hops")
     return options
 
 
@@ -74,7 +76,7 @@ def open_asker(options: argparse.Namespace) -> Iterator["Asker"]:
             path = store_of(paths, options.reader, cache)
         from btr.ask.asker import Asker
 
-        yield Asker.open(path, options.reader, options.retriever, options.mode, options.passages)
+        yield Asker.open(path, options.reader, options.retriever, options.mode, options.passages, options.hops)
 
 
 def piped(ask: Ask, as_json: bool) -> int:

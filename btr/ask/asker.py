@@ -6,6 +6,8 @@ from time import perf_counter
 from btr.ask.show import Read, Told
 from btr.corpus import Passage
 from btr.errors import InputError
+from btr.hops import Pace, answer_in_hops
+from btr.hops.answer import check_hops
 from btr.model.config import Mode
 from btr.reader import Reader
 from btr.reader.answer import Answer
@@ -22,10 +24,13 @@ UNANSWERED = 0.5  # probability that no passage holds an answer, over which a re
 class Asker:
     """Answer questions from a store."""
 
-    def __init__(self, store: Store, reader: Reader, retriever: Retriever, mode: Mode, passages: int) -> None:
+    def __init__(
+        self, store: Store, reader: Reader, retriever: Retriever, mode: Mode, passages: int, hops: int = 1
+    ) -> None:
         """Use `open`."""
         self.store, self.reader, self.retriever = store, reader, retriever
-        self.mode, self.passages = mode, passages
+        self.mode, self.passages, self.hops = mode, passages, hops
+        self.pace = Pace()
 
     @classmethod
     def open(
@@ -35,8 +40,9 @@ class Asker:
         retriever: str | None = None,
         mode: Mode = "binary",
         passages: int | None = None,
+        hops: int = 1,
     ) -> "Asker":
-        """Open a store, the reader that built it and what it is searched with; `passages` are read a question.
+        """Open a store, the reader that built it and what it is searched with; `passages` are read a hop.
 
         Raises:
             InputError, StoreError: one of them cannot be read from, or not in this mode.
@@ -47,8 +53,9 @@ class Asker:
             raise InputError(f"the store {path} has no passages; add some with: python -m btr.store add")
         if mode != "binary" and store.manifest.options.get("text") is False:
             raise InputError(f"store {path} keeps signs and no texts, so mode {mode} cannot read it; use mode binary")
+        check_hops(hops, store)
         found = open_retriever(store, retriever, tail=Tail())
-        return cls(store, loaded, found, mode, passages or loaded.config.passages)
+        return cls(store, loaded, found, mode, passages or loaded.config.passages, hops)
 
     def ask(self, question: str) -> Told:
         """Answer one question.
@@ -58,14 +65,14 @@ class Asker:
         """
         began = perf_counter()
         asked = shorten(question.strip(), self.reader)
-        [(ordinals, scores)] = self.retriever.search([asked], self.passages)
         cut = len(asked) < len(question.strip())
-        if not len(ordinals):
+        hopped = answer_in_hops(
+            self.reader, self.store, self.retriever, asked, self.hops, self.passages, pace=self.pace,
+            read=lambda encoded: self._read(asked, encoded),
+        )  # fmt: skip
+        answer, encoded, scores = hopped.answer, hopped.passages, hopped.scores
+        if answer is None or encoded is None:
             return Told(question, "", "", 1.0, 0.0, self.mode, perf_counter() - began, (), cut)
-        encoded = self.store.at(ordinals.tolist())
-        answer = self.reader.answer(asked, encoded if self.mode == "binary" else _texts(encoded), self.mode)
-        if self.reader.no_answer_above is None:
-            answer = answer.abstaining(UNANSWERED)
         text, guess = answer.text, answer.best_guess or answer.text
         read = [
             Read(*row, float(answer.evidence[n]), float(scores[n]), _highlight(row[2], n, answer, text or guess))
@@ -75,7 +82,12 @@ class Asker:
         order = sorted(range(len(read)), key=lambda n: (n != first, -read[n].evidence))
         seconds = perf_counter() - began
         passages = [read[n] for n in order]
-        return Told(question, text, guess, answer.no_answer, answer.score, self.mode, seconds, passages, cut)
+        trace = hopped.steps if self.hops > 1 else ()
+        return Told(question, text, guess, answer.no_answer, answer.score, self.mode, seconds, passages, cut, trace)
+
+    def _read(self, asked: str, encoded: Encoded) -> Answer:
+        answer = self.reader.answer(asked, encoded if self.mode == "binary" else _texts(encoded), self.mode)
+        return answer if self.reader.no_answer_above is not None else answer.abstaining(UNANSWERED)
 
 
 def load(path: Path, name: str | None) -> Reader:

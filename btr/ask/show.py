@@ -4,6 +4,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from btr.hops import Step
 
 from btr.retrieve import HINT
 
@@ -34,6 +38,7 @@ class Told:
     score: log-probability, as `btr.reader.answer.Answer` has it.
     passages: those that were read; the one that is cited comes first, then by evidence.
     cut: the question was too long, and its last words were read.
+    trace: the steps of a question in several hops.
     """
 
     question: str
@@ -45,6 +50,7 @@ class Told:
     seconds: float
     passages: Sequence[Read]
     cut: bool = False
+    trace: Sequence["Step"] = ()
 
     @property
     def sure(self) -> float:
@@ -54,10 +60,8 @@ class Told:
     def to_json(self) -> dict[str, object]:
         """Return what a program is told."""
         found = asdict(self)
-        return {name: value for name, value in found.items() if name != "passages"} | {
-            "sure": self.sure,
-            "passages": list(found["passages"]),
-        }
+        passages, trace = list(found.pop("passages")), list(found.pop("trace"))
+        return found | {"sure": self.sure, "passages": passages} | ({"trace": trace} if trace else {})
 
 
 def mark(text: str, spans: Sequence[tuple[int, int]], marks: tuple[str, str]) -> str:
@@ -89,7 +93,19 @@ def describe(told: Told, terminal: bool) -> str:
         lines.append("(the question is too long; its last words were read)")
     if told.passages:
         lines += ["", *_cite(told.passages[0], terminal)]
+    if told.trace:
+        times = "once" if len(told.trace) == 1 else f"{len(told.trace)} times"
+        lines += ["", f"Searched {times}:", *(line for n, step in enumerate(told.trace, 1) for line in _trace(n, step))]
     return "\n".join(lines)
+
+
+def _trace(number: int, step: "Step") -> list[str]:
+    """Return the lines of a step: what was searched for, what was read, and what was found there."""
+    guess = f"no answer (best guess: {_line(step.best_guess)})" if step.best_guess else "no answer"
+    told = [", ".join(map(_line, step.ids)), _line(step.answer) or guess]
+    if step.sentence:
+        told.append(": ".join(filter(None, (_line(step.title), _line(step.sentence)))))
+    return [f"  {number}. {_line(step.query)}", *(f"     {line}" for line in told)]
 
 
 def _line(text: str) -> str:

@@ -31,6 +31,7 @@ Read = Callable[[Encoded], Answer]  # answers the question from passages
 class Step:
     """Tell what a step asked for, read (ids, best first) and found.
 
+    answer: "" where the reader abstained; `best_guess` is then what it would have said, else None.
     sentence: the one with the most evidence, `title` its passage's title: what the next query takes along; "" if there
         is none.
     """
@@ -41,6 +42,13 @@ class Step:
     no_answer: float | None
     title: str = ""
     sentence: str = ""
+    best_guess: str | None = None
+
+    def abstaining(self, above: float | None) -> "Step":
+        """Return it with its answer as no more than a guess, if `no_answer` is over a threshold; None: as it is."""
+        if above is None or self.no_answer is None or self.no_answer <= above or self.best_guess is not None:
+            return self
+        return replace(self, answer="", best_guess=self.answer)
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class Hopping:
         passages = self.load(ordinals)
         answer = self.read_passages(passages)
         title, sentence = self.learn(answer, passages)
-        step = Step(query, passages.ids, answer.text, answer.no_answer, title, sentence)
+        step = Step(query, passages.ids, answer.text, answer.no_answer, title, sentence, answer.best_guess)
         return State((*state.steps, step), (*state.read, found), answer, passages)
 
     def run(self, index: Search | Preparing, top: int, pace: Pace | None = None) -> tuple[State, list[Hits]]:

@@ -46,11 +46,12 @@ class Hopped:
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: int = 0  # read in all steps
 
-    def tell(self, reply: AnswerResponse | Exception) -> AnswerResponse | Exception:
-        """Add the trace to a reply, and what the earlier steps took."""
+    def tell(self, reply: AnswerResponse | Exception, above: float | None) -> AnswerResponse | Exception:
+        """Add the trace to a reply, and what the earlier steps took; above: the `no_answer` of no more than a guess."""
         if isinstance(reply, Exception):
             return reply
-        trace = [Hop(**asdict(step) | {"ids": list(step.ids)}) for step in self.steps]
+        told = [step.abstaining(above) for step in self.steps]
+        trace = [Hop(**asdict(step) | {"ids": list(step.ids)}) for step in told]
         bits = reply.bits_read // max(reply.tokens_read, 1) * self.tokens
         counts = {"tokens_read": self.tokens, "bits_read": bits}
         return reply.model_copy(update={"trace": trace, "timings": reply.timings | self.seconds} | counts)

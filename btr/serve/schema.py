@@ -270,7 +270,10 @@ class Hop(BaseModel):
     model_config = example_of(HOP)
     query: str = field(..., "what was searched for", QUESTION)
     ids: list[str] = field(..., "the passages that were found and read, best first", ["light-2"])
-    answer: str = field(..., "the answer from these", "Wilhelm Röntgen")
+    answer: str = field(..., "the answer from these; empty where `no_answer` is over the threshold", "Wilhelm Röntgen")
+    best_guess: str | None = field(
+        None, "what would have been said, where no answer is given; else not there", "Röntgen"
+    )
     no_answer: float | None = field(..., "probability that none of them answers, of a span reader", 0.02)
     title: str = field(..., "title of the passage that `sentence` stands in", "X-rays")
     sentence: str = field(

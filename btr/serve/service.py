@@ -201,11 +201,14 @@ class Service:
                 continue
             asked = requests[n].question.strip()
             cut = len(shorten(asked, self.reader)) < len(asked)
-            above = requests[n].no_answer_above
-            told = answer.abstaining(self.no_answer_above if above is None else above)
+            told = answer.abstaining(self._above(requests[n]))
             said = {"answer": told.text, "best_guess": told.best_guess, "question_cut": cut}
             results[n] = self._respond(found, answer, len(ready)).model_copy(update=said)
-        return results if hopped is None else [hopped.tell(result) for result in results]
+        return results if hopped is None else [hopped.tell(result, self._above(requests[0])) for result in results]
+
+    def _above(self, request: AnswerRequest) -> float | None:
+        """Return the probability that no passage answers over which a question gets no more than a guess."""
+        return self.no_answer_above if request.no_answer_above is None else request.no_answer_above
 
     def _hop(self, opened: OpenStore, request: AnswerRequest, ears: Ears | None) -> Hopped:
         """Search and read several times for one question."""

@@ -8,16 +8,20 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from btr.ask import __main__ as command
+from btr.hops import answer_in_hops
 from btr.precompute import __main__ as precompute
 from btr.reader import Reader
 from btr.retrieve import HINT
+from btr.retrieve.fusion import open_retriever
 from btr.retrieve.indexed import StaleIndex
+from btr.storage import Store
 
 PASSAGES = [("harbour", "Vellin", "The harbour of Vellin was dug by hand."), ("salt", "", "Salt came on mules.")]
 
@@ -80,6 +84,26 @@ def test_passages_are_read_in_another_mode(store: str, mode: str, capsys: pytest
     assert command.main([store, "harbour or salt?", "--mode", mode, "--json", "--passages", "1"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["mode"] == mode and len(told["passages"]) == 1
+
+
+def test_several_hops_show_what_each_searched_read_and_found(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    question, arguments = "Who dug the harbour?", ["--passages", "2"]
+    assert command.main([store, question, "--json", "--hops", "3", *arguments]) == 0
+    told = json.loads(capsys.readouterr().out)
+    with Store.open(store) as opened:
+        reader = Reader.from_pretrained(opened.manifest.reader)
+        hopped = answer_in_hops(
+            reader, opened, open_retriever(opened), question, 3, 2,
+            read=lambda found: reader.answer(question, found, "binary"),
+        )  # fmt: skip
+    steps = [asdict(step.abstaining(0.5)) | {"ids": list(step.ids)} for step in hopped.steps]
+    assert told["trace"] == steps and steps
+    assert (told["answer"], told["best_guess"]) == (steps[-1]["answer"], steps[-1]["best_guess"] or steps[-1]["answer"])
+    assert command.main([store, question, "--hops", "3", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert f"\n  1. {question}\n     harbour" in shown
+    assert command.main([store, question, "--json", *arguments]) == 0
+    assert "trace" not in json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("dash", [[], ["-"]])
@@ -148,6 +172,7 @@ def test_long_question_is_read_from_its_end(store: str, capsys: pytest.CaptureFi
     ("arguments", "message"),
     [
         (["s.btr", " "], "error: the question is blank; ask something"),
+        (["s.btr", "a", "--hops", "0"], "error: --hops is 0; use 1 or more"),
         (["s.btr", "a", "--passages", "0"], "error: --passages is 0; use 1 or more"),
         (["none.btr", "a"], "error: none.btr: there is no such file; name a store, one folder, or files, and one "),
         (["s.btr", "a", "--reader", "nowhere/at/all"], "error: nowhere/at/all"),

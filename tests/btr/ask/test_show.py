@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from btr.ask.show import Read, Told, clean, describe, mark
+from btr.hops import Step
 from btr.retrieve import HINT
 
 OWL = Read("d.md:1", "d.md > Owls", "Owls hunt\nat night.", 0.9, 2.5, [(13, 18)])
@@ -54,6 +55,29 @@ def test_store_without_texts_and_question_that_was_cut_are_named() -> None:
         "  d.md > Owls - d.md:1:",
         "    (the store keeps no texts)",
     ]
+
+
+def test_steps_are_told_with_a_best_guess_apart() -> None:
+    steps = (
+        Step("When?", ("d.md:1", "d.md:2"), "", 0.75, "Owls", "Owls hunt\nat night.", "night"),
+        Step("When? Owls Owls hunt", ("d.md:2",), "at\x1b dawn", 0.1),
+        Step("When? Dawn", ("d.md:3",), "", 0.9, best_guess=""),
+    )
+    shown = describe(dataclasses.replace(TOLD, trace=steps), terminal=False)
+    assert shown.split("\n\n")[-1].splitlines() == [
+        "Searched 3 times:",
+        "  1. When?",
+        "     d.md:1, d.md:2",
+        "     no answer (best guess: night)",
+        "     Owls: Owls hunt at night.",
+        "  2. When? Owls Owls hunt",
+        "     d.md:2",
+        "     at dawn",
+        "  3. When? Dawn",
+        "     d.md:3",
+        "     no answer",
+    ]
+    assert "\n\nSearched once:\n" in describe(dataclasses.replace(TOLD, trace=steps[:1]), terminal=False)
 
 
 def test_document_cannot_move_the_cursor() -> None:

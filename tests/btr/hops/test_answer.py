@@ -72,6 +72,15 @@ def test_reader_that_is_sure_looks_no_further(doubt: float | None, steps: int) -
     assert len(hop(2, top=2, read=lambda passages: answering(passages, doubt)).steps) == steps
 
 
+def test_step_that_abstains_has_its_best_guess_apart() -> None:
+    steps = hop(2, top=2, read=lambda passages: answering(passages).abstaining(0.5)).steps
+    assert [(step.answer, step.best_guess) for step in steps] == [("", "mill"), ("", "berg")]
+    plain = hop(2, top=2).steps
+    assert [(step.answer, step.best_guess) for step in plain] == [("mill", None), ("berg", None)]
+    assert steps == tuple(step.abstaining(0.5).abstaining(0.1) for step in plain)
+    assert plain == tuple(step.abstaining(0.9).abstaining(None) for step in plain)
+
+
 def test_passages_that_come_again_are_not_read_again() -> None:
     read: list[tuple[str, ...]] = []
 

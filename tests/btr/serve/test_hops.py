@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from btr.reader.answer import Answer
+from btr.reader.answer import Answer, Span
 from btr.serve import Dispatcher
 
 ADA, SECOND = "Ada\n Berg built the first lighthouse; ADA-BERG lamps 🚢 followed.", "A harbour wall, drawn by Ada Berg,"
@@ -78,6 +78,15 @@ def test_trace_tells_every_step(kit: Any, port: int, reader: Any, index: Followi
     assert {passage["id"]: passage["retrieval_score"] for passage in reply["passages"]} == {"p2": 12.0, "p1": 11.0}
     assert reply["tokens_read"] == 4 * kit.TOKENS and reply["bits_read"] == 4 * kit.TOKENS * kit.D
     assert reply["timings"]["encode"] == 2 * 0.003 and reply["batch"] == 1
+
+
+def test_step_that_abstains_has_its_best_guess_apart(kit: Any, port: int, reader: Any) -> None:
+    reader.span = Span(1, 0, 3)  # 25 % likely that no passage answers
+    reply = kit.ask(port, hops=3, top_k=2, no_answer_above=0.2)
+    told = [(step["answer"], step["best_guess"], step["no_answer"]) for step in reply["trace"]]
+    assert told == [("", "Ada Berg", 0.25)] * 2 and (reply["answer"], reply["best_guess"]) == ("", "Ada Berg")
+    sure = kit.ask(port, hops=3, top_k=2, no_answer_above=0.25)["trace"]
+    assert [step["answer"] for step in sure] == ["Ada Berg"] * 2 and not any("best_guess" in step for step in sure)
 
 
 def test_guesses_change_nothing_but_the_time(kit: Any, port: int, index: Following, desk_: Dispatcher) -> None:
