@@ -127,6 +127,7 @@ setup(
             "nbclient>=0.10",
             "ipykernel>=6.29",
             "markitdown>=0.1.3",
+            "sentence-transformers>=5.0",
         ],
     },
     entry_points={"console_scripts": ["btr = btr.__main__:cli"]},

@@ -43,6 +43,7 @@ OTHERS = {
     "btr.storage": "numpy lmdb bitarray zstandard",  # bitarray: which records are deleted; zstandard: texts
     "btr.model": "torch numpy",
     "btr.model.checkpoint": "torch numpy safetensors tokenizers transformers",
+    "btr.model.marks": "tokenizers",
     "btr.model.weights": "torch safetensors huggingface_hub",
     "btr.retrieve.bm25": "numpy",
     "btr.retrieve.stems": "bm25s Stemmer",

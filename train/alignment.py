@@ -1,6 +1,6 @@
 """Align a small encoder to a larger one: the loop that KALE and LEAF share.
 
-The teacher embeds every text once (RUN/targets-*.bin); steps cost the student's passes alone. A step is a function of
+The teacher embeds every text once (targets-*.bin); steps cost the student's passes alone. A step is a function of
 (seed, step), the weights and the optimiser's state, all of which is in the checkpoint: a killed run goes on and sees
 the same losses.
 
@@ -31,6 +31,7 @@ from btr.train.schedule import Schedule, build_optimisers
 
 CHUNK = 1024  # texts embedded by the teacher between two writes
 PIECE_TOKENS = 8192  # of a step, read at a time; padding counted
+KINDS: tuple[Kind, ...] = ("query", "passage")
 REPORT = 100  # steps between lines of progress
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # student's and teacher's vectors (B, D) -> the loss of each text (B,)
@@ -66,7 +67,8 @@ def shortened(teacher: Encoder, layers: Sequence[int]) -> Embedder:
         kept |= {f"layers.{place}.{name}": value for name, value in parts.items()}
     bert.load_state_dict(kept)
     for table in (bert.embedding, bert.positions, bert.segments):
-        table.weight.requires_grad_(False)
+        if table is not None:
+            table.requires_grad_(False)
     short = Embedder(bert, model.recipe)
     short.projection = copy.deepcopy(model.projection)
     return short
@@ -82,6 +84,7 @@ def spread(count: int, kept: int) -> list[int]:
 def targets(teacher: Encoder, texts: Sequence[Text], folder: Path, say: Say) -> NDArray[np.float32]:
     """Embed every text with the teacher, going on where a killed run stopped: float32 (N, D), mapped."""
     name = digest([], teacher.fingerprint, *(f"{text.kind} {text.text}" for text in texts))
+    folder.mkdir(parents=True, exist_ok=True)
     path, row = folder / f"targets-{name}.bin", 4 * teacher.dimension
     done = path.stat().st_size // row if path.exists() else 0
     with path.open("ab") as file:
@@ -89,7 +92,7 @@ def targets(teacher: Encoder, texts: Sequence[Text], folder: Path, say: Say) -> 
         for first in range(done, len(texts), CHUNK):
             chunk = texts[first : first + CHUNK]
             vectors = np.empty((len(chunk), teacher.dimension), np.float32)
-            for kind in ("query", "passage"):
+            for kind in KINDS:
                 places = [place for place, text in enumerate(chunk) if text.kind == kind]
                 if places:
                     vectors[places] = teacher.embed([chunk[place].text for place in places], kind)
@@ -199,7 +202,19 @@ class Alignment:
         self.student.model.eval()
 
 
-def cosine(student: Encoder, teacher: Encoder, texts: Sequence[str]) -> float:
-    """Return the mean cosine between the two encoders' vectors of questions."""
-    ours, theirs = (torch.from_numpy(encoder.embed(texts)) for encoder in (student, teacher))
-    return float(F.cosine_similarity(ours, theirs).mean())
+def agreement(
+    student: Encoder, teacher: Encoder, questions: Sequence[str], texts: NDArray[np.float32], k: int = 20
+) -> tuple[float, float]:
+    """Compare the two encoders' vectors of questions: their mean cosine, and the recall of the teacher's neighbours.
+
+    That is the share, of the k texts that lie nearest to a question by the teacher's vectors alone, that are among the
+    k nearest to the student's vector of it too. texts (N, D) are the teacher's.
+    """
+    ours, theirs = (encoder.embed(questions) for encoder in (student, teacher))
+    k, found = min(k, len(texts)), 0
+    for start in range(0, len(questions), 64):
+        scores = (torch.from_numpy(vectors[start : start + 64] @ texts.T) for vectors in (ours, theirs))
+        nearest, wanted = (score.topk(k, dim=1).indices.tolist() for score in scores)
+        found += sum(len(set(a) & set(b)) for a, b in zip(nearest, wanted, strict=True))
+    near = F.cosine_similarity(torch.from_numpy(ours), torch.from_numpy(theirs)).mean()
+    return float(near), found / (k * len(questions))

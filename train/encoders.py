@@ -3,24 +3,31 @@
 import argparse
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
 from btr.corpus import read_passages, read_questions
 from btr.errors import InputError
 from btr.model.checkpoint import digest
 from btr.retrieve.dense.encoder import Embedder, Encoder
-from btr.train.alignment import Alignment, Loss, Say, Text, cosine, shortened, spread, targets
+from btr.retrieve.dense.routed import save_routed
+from btr.train.alignment import Alignment, Loss, Say, Text, agreement, shortened, spread, targets
 from btr.train.folder import RunFolder
 from btr.train.kale import divergence
-from btr.train.leaf import squared_error, with_projection
+from btr.train.leaf import FITTED, fit_projection, squared_error, with_projection
 from btr.train.schedule import Schedule
 
+ASKED = 1000  # questions that the encoders are compared on, where no others are given
+Vectors = NDArray[np.float32]
 METHODS = {"kale": "KALE, arXiv 2304.01016", "leaf": "LEAF, arXiv 2509.12539"}
 
 
 def train_encoder(options: argparse.Namespace, say: Say) -> None:
-    """Train, and write RUN/encoder.
+    """Train, and write RUN/encoder, and for LEAF RUN/routed: both encoders, as sentence-transformers routes them.
 
     Raises:
-        InputError: nothing to learn from, or settings that do not fit.
+        InputError: nothing to learn from, settings that do not fit, or a student that is too far from its teacher.
     """
     out = Path(options.out)
     RunFolder(out).check()
@@ -28,7 +35,8 @@ def train_encoder(options: argparse.Namespace, say: Say) -> None:
         raise InputError(f"--temperature is {options.temperature:g}; give one above 0")
     texts = read_texts(options)
     teacher = Encoder.from_pretrained(options.encoder)
-    student = Encoder(build_student(options, teacher), teacher.tokenizer, out.name, aligned=aligned(teacher))
+    model, tokenizer = build_student(options, teacher)
+    student = Encoder(model, tokenizer, out.name, aligned=aligned(teacher))
     run = Alignment(
         student, choose_loss(options, teacher), schedule(options), options.batch, out,
         {"method": options.command, "teacher": teacher.fingerprint, "student": student.fingerprint,
@@ -39,17 +47,42 @@ def train_encoder(options: argparse.Namespace, say: Say) -> None:
     if options.no_resume:
         run.folder.forget()
     size = sum(parameter.numel() for parameter in student.model.parameters())
-    going = f"resuming at step {run.step}" if run.resume() else "starting"
+    resumed = run.resume()
+    going = f"resuming at step {run.step}" if resumed else "starting"
     say(f"{going}: {options.command}, {size:,} parameters, {len(texts):,} texts, aligned to {teacher.fingerprint}")
-    run.run(texts, targets(teacher, texts, out, say), say, options.save_every)
-    trained = Encoder(student.model, teacher.tokenizer, out.name, aligned=aligned(teacher))
+    wanted = targets(teacher, texts, Path(options.embeddings or out), say)
+    if options.command == "leaf" and not resumed:
+        fit_projection(student, texts[:FITTED], wanted[:FITTED])
+    run.run(texts, wanted, say, options.save_every)
+    trained = Encoder(student.model, tokenizer, out.name, aligned=aligned(teacher))
     facts = {"method": METHODS[options.command], "teacher": options.encoder, "steps": run.step, "texts": len(texts)}
-    if options.dev:
-        questions = [question.question for question in read_questions(options.dev)]
-        facts["dev_cosine"] = round(cosine(trained, teacher, questions), 4)
-        say(f"mean cosine to the teacher over {len(questions):,} dev questions: {facts['dev_cosine']:.4f}")
-    trained.save(out / "encoder", facts)
+    trained.save(out / "encoder", facts | compare(trained, teacher, options, texts, wanted, say))
     say(f"wrote {out / 'encoder'}")
+    if options.command == "leaf":
+        save_routed(trained, teacher, out / "routed")
+        say(f"wrote {out / 'routed'}: questions by it, passages by the teacher, for sentence-transformers")
+
+
+def compare(
+    student: Encoder, teacher: Encoder, options: argparse.Namespace, texts: list[Text], targets: Vectors, say: Say
+) -> dict[str, float]:
+    """Say how near the student comes to its teacher, on dev questions, else on some that it has learnt from.
+
+    Raises:
+        InputError: not as near as --least-cosine.
+    """
+    learnt = [text.text for text in texts[:ASKED]]
+    questions = [question.question for question in read_questions(options.dev)] if options.dev else learnt
+    near, recall = agreement(student, teacher, questions, targets)
+    which = f"{len(questions):,} {'dev questions' if options.dev else 'texts it has learnt from'}"
+    say(f"over {which}: mean cosine to the teacher {near:.4f}, {recall:.1%} of its 20 nearest texts found again")
+    if not near >= options.least_cosine:
+        raise InputError(
+            f"the student's mean cosine to the teacher is {near:.4f}, below --least-cosine {options.least_cosine:g}, "
+            "so it is not written; train longer or on more texts, in another --out, or lower it to have it as it is"
+        )
+    kind = "dev" if options.dev else "learnt"
+    return {f"{kind}_cosine": round(near, 4), f"{kind}_recall_at_20": round(recall, 4)}
 
 
 def read_texts(options: argparse.Namespace) -> list[Text]:
@@ -68,24 +101,21 @@ def read_texts(options: argparse.Namespace) -> list[Text]:
     return texts
 
 
-def build_student(options: argparse.Namespace, teacher: Encoder) -> Embedder:
-    """Return the model that is trained.
+def build_student(options: argparse.Namespace, teacher: Encoder) -> tuple[Embedder, Tokenizer]:
+    """Return the model that is trained, and its tokenizer.
 
     Raises:
-        InputError: neither layers nor a student, or both.
+        InputError: neither layers nor a student.
     """
     given = getattr(options, "student", None)
-    if bool(given) == bool(options.layers):
+    if not given and not options.layers:
         cure = "pass --layers N, such as 2" if options.command == "kale" else "pass --layers N or --student ENCODER"
         raise InputError(f"which encoder is to be trained? {cure}")
-    if given:
-        student = Encoder.from_pretrained(given)
-        if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
-            raise InputError(f"{given} has another vocabulary than the teacher; this implementation wants the same")
-        model = student.model
-    else:
-        model = shortened(teacher, read_layers(options.layers, teacher.model.bert.config.num_hidden_layers))
-    return with_projection(model, teacher.model) if options.command == "leaf" else model
+    source = Encoder.from_pretrained(given) if given else teacher
+    model = source.model
+    if options.layers:
+        model = shortened(source, read_layers(options.layers, source.model.bert.config.num_hidden_layers))
+    return with_projection(model, teacher.model) if options.command == "leaf" else model, source.tokenizer
 
 
 def read_layers(text: str, count: int) -> list[int]:

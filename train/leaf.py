@@ -5,11 +5,20 @@ error, for questions and passages alike; no judgement of relevance is needed. It
 the teacher's passages (asymmetric) or with its own (symmetric).
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from btr.errors import InputError
-from btr.retrieve.dense.encoder import Embedder
+from btr.retrieve.dense.encoder import Embedder, Encoder
+from btr.train.alignment import KINDS, Text
+
+FITTED = 4096  # texts that the linear layer is fitted to
+RIDGE = 1e-3
 
 
 def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
@@ -18,15 +27,15 @@ def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def with_projection(student: Embedder, teacher: Embedder) -> Embedder:
-    """Give a student the teacher's recipe, and a linear layer into its space where it has none.
+    """Give a student a linear layer into the teacher's space where it has none; its vectors as long as the teacher's.
 
-    The layer starts as the identity where the widths are equal, else random and orthogonal.
+    The layer starts as the identity where the widths are equal, else random and orthogonal (`fit_projection`).
 
     Raises:
         InputError: the student ends in a linear layer of another width.
     """
     width, dimension = student.dimension, teacher.dimension
-    student.recipe = teacher.recipe
+    student.recipe = replace(student.recipe, normalise=teacher.recipe.normalise)
     if student.projection is not None:
         if width != dimension:
             raise InputError(f"the student's vectors have {width} dimensions, the teacher's {dimension}; use another")
@@ -39,3 +48,26 @@ def with_projection(student: Embedder, teacher: Embedder) -> Embedder:
         nn.init.orthogonal_(layer.weight, generator=torch.Generator().manual_seed(0))
     student.projection = layer
     return student
+
+
+def fit_projection(student: Encoder, texts: Sequence[Text], wanted: NDArray[np.float32]) -> None:
+    """Let training start from the linear layer that fits the teacher's vectors (N, D) of texts best, by least squares.
+
+    From a random one the first hundreds of steps go into what is solved here at once.
+    """
+    layer, model = student.model.projection, student.model
+    if layer is None:
+        return
+    bare = Embedder(model.bert, replace(model.recipe, normalise=False))
+    vectors = np.empty((len(texts), bare.dimension))
+    for kind in KINDS:
+        places = [place for place, text in enumerate(texts) if text.kind == kind]
+        read = Encoder(bare, student.tokenizer, student.name, "bare").embed([texts[i].text for i in places], kind)
+        vectors[places] = read
+    ridge = RIDGE * np.square(vectors).mean() * len(texts) * np.eye(bare.dimension)
+    mean, target = vectors.mean(0), wanted.mean(0, dtype=np.float64)
+    centred = vectors - mean
+    weight = np.linalg.solve(centred.T @ centred + ridge, centred.T @ (wanted - target)).T
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight))
+        layer.bias.copy_(torch.from_numpy(target - weight @ mean))

@@ -270,9 +270,9 @@ def read_extractive(
     passage = index >= question_lengths[:, None]
     embedded = teacher.embed(ids, passage, question_lengths)
     hidden = apart = bert(embedded, mask, 0, k)
-    looked = torch.zeros(ids.shape, device=ids.device)
+    looked, scores = torch.zeros(ids.shape, device=ids.device), bert.scores(mask, ids.shape[1])
     for number, layer in enumerate(cast("Sequence[Layer]", bert.layers[k:]), k):
-        looked = looked + torch.einsum("rhqt,rq->rt", attention(layer, hidden, mask).float(), asking)
+        looked = looked + torch.einsum("rhqt,rq->rt", attention(layer, hidden, scores).float(), asking)
         hidden = bert(hidden, mask, number, number + 1)
     memory = teacher.ended(hidden, ids, passage & mask[:, 0])
     return TeacherStates(apart, memory, looked / (bert.config.num_attention_heads * len(bert.layers[k:])))
@@ -284,13 +284,15 @@ def asking_weights(index: Tensor, question_lengths: Tensor) -> Tensor:
     return asking / asking.sum(1, keepdim=True).clamp(min=1)
 
 
-def attention(layer: Layer, hidden: Tensor, mask: Tensor) -> Tensor:
-    """Return the attention weights (R, H, T, T) of a layer of BERT for hidden (R, T, D), mask bool (R, 1, T)."""
+def attention(layer: Layer, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the attention weights (R, H, T, T) of a layer of BERT for hidden (R, T, D), mask as the layer takes it."""
     queries, keys, _ = (
         part.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for part in layer.qkv(hidden).chunk(3, -1)
     )
     scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
-    return scores.masked_fill(~mask[:, None], -math.inf).softmax(-1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1)
 
 
 def decode_looking(t5: T5, labels: Tensor, memory: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

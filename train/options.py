@@ -145,7 +145,12 @@ def add_encoders(commands: Any) -> None:
         about = "layers to keep: how many, spread from the first to the last, or which, from 0, as in 0,3 or 0,"
         added.add_argument("--layers", metavar="N[,N...]", help=about)
         added.add_argument("--out", required=True, metavar="RUN", help="folder of the run; the encoder is in encoder/")
-        added.add_argument("--dev", metavar="FILE", help="questions to compare the two encoders on at the end")
+        about = "questions to compare the two encoders on at the end; default: some of those it learns from"
+        added.add_argument("--dev", metavar="FILE", help=about)
+        about = "least mean cosine to the teacher, over these questions, of a student that is written"
+        amount(added, "--least-cosine", 0.8, about)
+        about = "folder for the teacher's vectors, which runs one after the other may share; default: RUN"
+        added.add_argument("--embeddings", metavar="FOLDER", help=about)
         count(added, "--batch", 128, "texts of a step")
         count(added, "--steps", None, "steps")
         amount(added, "--learning-rate", rate, "at its peak")
@@ -154,9 +159,8 @@ def add_encoders(commands: Any) -> None:
         amount(added, "--save-every", 120.0, "seconds between checkpoints")
         added.add_argument("--no-resume", action="store_true", help="start afresh even if the run has a checkpoint")
     amount(kale, "--temperature", 1.0, "of both softmaxes")
-    leaf.add_argument(
-        "--student", metavar="S", help="encoder to train, folder or hub id; default: layers of the teacher"
-    )
+    about = "encoder to train, folder or hub id, all of it or --layers of it; default: layers of the teacher"
+    leaf.add_argument("--student", metavar="S", help=about)
     leaf.add_argument("--text", help="passages or articles to learn from beside the questions")
     count(leaf, "--passages", 20_000, "passages of --text")
 

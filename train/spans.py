@@ -13,6 +13,7 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from btr.errors import InputError
+from btr.model.marks import ends
 from btr.train.data import TrainingQuestion, crop, pad
 from btr.train.places import holds, places
 
@@ -101,14 +102,14 @@ def collate_spans(
     Raises:
         InputError: a tokenizer without [CLS] and [SEP].
     """
-    ends = first_and_last(tokenizer)
+    marks = first_and_last(tokenizer)
     questions = encode(tokenizer, [e.question for e in examples])
     titles = encode(tokenizer, [p[0] for e in examples for p in e.passages])
     texts = encode(tokenizer, [p[1] for e in examples for p in e.passages])
     read = zip(titles, texts, strict=True)
     rows: list[Row] = []
     for example, question in zip(examples, questions, strict=True):
-        start = [ends[0], *question.ids[: question_tokens - 2], ends[1]]
+        start = [marks[0], *question.ids[: question_tokens - 2], marks[1]]
         made = [build_row(start, p, *next(read), example.answers, row_tokens) for p in example.passages]
         rows += (made + [Row(start, len(start), range(0), [])] * passages)[:passages]
     targets = [shift(rows[n : n + passages], row_tokens) for n in range(0, len(rows), passages)]
@@ -127,13 +128,13 @@ def first_and_last(tokenizer: Tokenizer) -> tuple[int, int]:
     Raises:
         InputError: it has none.
     """
-    first, last = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
-    if first is None or last is None:
+    found = ends(tokenizer)
+    if found is None:
         raise InputError("the tokenizer has no [CLS] and [SEP] to build rows with; give that of a BERT")
     tokenizer.encode_special_tokens = True
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return first, last
+    return found
 
 
 def build_row(

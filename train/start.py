@@ -55,8 +55,7 @@ def freeze(student: Model, part: str | None) -> None:
     if isinstance(student, FiD):
         raise InputError("--freeze is for readers with a BERT; leave it out")
     bert, end = student.bert, student.config.k if part == "lower" else None
-    below = (bert.embedding, bert.positions, bert.segments, bert.embedding_norm, student.binarizer, *bert.layers[:end])
-    for module in below:
+    for module in (*bert.below(end), student.binarizer):
         module.requires_grad_(False)
 
 
@@ -90,9 +89,7 @@ def load_student(options: argparse.Namespace) -> tuple[Model, Tokenizer]:
         raise InputError(
             f"--question-tokens is {options.question_tokens}, this reader reads {most}; pass {most} or fewer"
         )
-    if isinstance(student, SplitBert) and most + options.row_tokens > (
-        room := student.bert.config.max_position_embeddings
-    ):
+    if isinstance(student, SplitBert) and most + options.row_tokens > (room := student.bert.config.room):
         raise InputError(
             f"--row-tokens is {options.row_tokens}, this BERT has {room} positions and passages begin at {most}; "
             f"pass {room - most} or fewer"

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from btr.errors import InputError
 from btr.model.checkpoint import load_tokenizer, tensors
+from btr.model.marks import marks
 from btr.model.weights import read_json, read_tensors
 
 BATCH = 2048  # texts counted at a time
-ENDS = ("[CLS]", "[SEP]")
 
 
 def trim(folder: Path, texts: Iterable[str], keep: int, out: Path) -> float:
@@ -36,16 +36,17 @@ def trim(folder: Path, texts: Iterable[str], keep: int, out: Path) -> float:
     tokenizer = load_tokenizer(folder)
     vocabulary = tokenizer.get_vocab()
     spec = json.loads(tokenizer.to_str())
-    if spec["model"]["type"] != "WordPiece" or not vocabulary.keys() >= set(ENDS):
-        what = f"{spec['model']['type']} with {len(vocabulary.keys() & set(ENDS))} of {' and '.join(ENDS)}"
+    begins, parts = (marks(tokenizer)[name] for name in ("cls_token", "sep_token"))
+    if spec["model"]["type"] != "WordPiece" or not vocabulary.keys() >= {begins, parts}:
+        what = f"{spec['model']['type']} with {len(vocabulary.keys() & {begins, parts})} of {begins} and {parts}"
         raise InputError(f"{folder}: the tokenizer is {what}, not the WordPiece of a BERT; give a BERT")
-    special = {token["content"] for token in spec["added_tokens"]} | {spec["model"]["unk_token"], *ENDS}
+    special = {token["content"] for token in spec["added_tokens"]} | {spec["model"]["unk_token"], begins, parts}
     counts = count(tokenizer, texts)
     kept = choose(vocabulary, special, counts, keep)
     building = out.with_name(out.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    renumber(spec, kept).save(str(building / "tokenizer.json"))
+    renumber(spec, kept, begins, parts).save(str(building / "tokenizer.json"))
     if (folder / "tokenizer_config.json").exists():
         shutil.copy(folder / "tokenizer_config.json", building)
     rows = torch.tensor([vocabulary[piece] for piece in kept])
@@ -92,16 +93,16 @@ def is_letter(piece: str) -> bool:
     return len(piece) == 1 and (ord(piece) < 0x250 or 0x2010 <= ord(piece) < 0x2070)
 
 
-def renumber(spec: dict[str, Any], kept: list[str]) -> Tokenizer:
+def renumber(spec: dict[str, Any], kept: list[str], begins: str, parts: str) -> Tokenizer:
     """Build the tokenizer that knows these pieces alone, numbered in their order, from another's JSON."""
     ids = {piece: n for n, piece in enumerate(kept)}
     added = [token | {"id": ids[token["content"]]} for token in spec["added_tokens"]]
     changed = {"model": spec["model"] | {"vocab": ids}, "added_tokens": added, "post_processor": None}
     tokenizer = Tokenizer.from_str(json.dumps(spec | changed | {"padding": None, "truncation": None}))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, ids[token]) for token in ENDS],
+        single=f"{begins} $A {parts}",
+        pair=f"{begins} $A {parts} $B:1 {parts}:1",
+        special_tokens=[(token, ids[token]) for token in (begins, parts)],
     )
     return tokenizer
 

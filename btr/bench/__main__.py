@@ -36,13 +36,13 @@ def parser() -> argparse.ArgumentParser:
     main = Parser(
         prog="btr bench",
         description="Seconds per question in the modes full, float and binary, and of transformers: Fusion-in-Decoder "
-        "for a T5 shape, BertForQuestionAnswering over all passages for a BERT shape.",
+        "for a T5 shape, its model with a head for spans over all passages for a BERT or MPNet shape.",
     )
     main.add_argument(
         "--shape",
         choices=list(SPLIT),
         default="base",
-        help="T5 or BERT shape, with random weights; minilm is the shipped reader's (default %(default)s)",
+        help="T5, BERT or MPNet shape, with random weights; minilm is the shipped reader's (default %(default)s)",
     )
     main.add_argument(
         "--passages", type=numbers, default=[40], help="how many, or several such numbers: 5,10,20,40,100"

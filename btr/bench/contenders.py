@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from btr.corpus import Passage
 from btr.model.bert import Bert
-from btr.model.config import MODES, T5_SHAPES, BertConfig, Mode, ReaderConfig
+from btr.model.config import MODES, T5_SHAPES, BertConfig, Mode, MPNetConfig, ReaderConfig
 from btr.model.fid import FiD
 from btr.model.merge import Schedule
 from btr.model.pruning import Pruner
@@ -24,10 +24,12 @@ from btr.model.t5 import T5
 from btr.reader import Answer, Reader
 from btr.storage import Encoded, Settings, Store, StoreWriter
 
-SPLIT = {"small": 4, "base": 9, "large": 20, "minilm": 1, "bert-base": 9}  # k: the paper's, or of the shipped reader
+# k: the paper's, or of the shipped reader
+SPLIT = {"small": 4, "base": 9, "large": 20, "minilm": 1, "bert-base": 9, "mpnet-base": 9}
 BERT_SHAPES = {
     "minilm": BertConfig(vocab_size=22_400, hidden_size=384, num_hidden_layers=6, intermediate_size=1536),
     "bert-base": BertConfig(),
+    "mpnet-base": MPNetConfig(),
 }
 TRANSFORMERS = "transformers"
 Contenders = dict[str, Callable[[], tuple[list[Answer], float] | None]]
@@ -37,7 +39,8 @@ Baseline = Callable[[Sequence[str], Sequence[Passage], int], None]  # questions,
 def random_reader(shape: str, dtype: torch.dtype) -> Reader:
     """Make a reader of a shape with random weights, which prunes; a T5 never ends an answer. Its words are numbered."""
     torch.manual_seed(0)
-    marks = ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if shape in BERT_SHAPES else ("<pad>", "</s>", "<unk>")
+    berts = {"bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]"), "mpnet": ("<s>", "<pad>", "</s>", "[UNK]")}
+    marks = berts[BERT_SHAPES[shape].family] if shape in BERT_SHAPES else ("<pad>", "</s>", "<unk>")
     if shape in BERT_SHAPES:
         model: FiD | SpanReader = SpanReader(Bert(BERT_SHAPES[shape]), span_config(shape))
     else:
@@ -86,10 +89,12 @@ def make_texts(reader: Reader, options: argparse.Namespace, count: int) -> tuple
 
 
 def transformers_bert(reader: Reader, folder: Path, dtype: torch.dtype) -> Baseline:
-    """Return a function that points at spans with transformers' BertForQuestionAnswering, the same weights."""
-    from transformers import BertForQuestionAnswering
+    """Return a function that points at spans with transformers' model of the kind, the same weights."""
+    from transformers import BertForQuestionAnswering, MPNetForQuestionAnswering
 
-    model = BertForQuestionAnswering.from_pretrained(folder, dtype=dtype).eval()
+    kinds = {"bert": BertForQuestionAnswering, "mpnet": MPNetForQuestionAnswering}
+    kind = kinds[reader.model.bert.config.family if isinstance(reader.model, SpanReader) else "bert"]
+    model, segmented = kind.from_pretrained(folder, dtype=dtype).eval(), kind is BertForQuestionAnswering
 
     @torch.inference_mode()
     def answer(questions: Sequence[str], passages: Sequence[Passage], new_tokens: int) -> None:
@@ -100,7 +105,7 @@ def transformers_bert(reader: Reader, folder: Path, dtype: torch.dtype) -> Basel
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         mask = torch.arange(padded.shape[1])[None] < torch.tensor([[len(row)] for row in rows])
         types = (torch.arange(padded.shape[1])[None] >= starts).long()
-        found = model(input_ids=padded, attention_mask=mask, token_type_ids=types)
+        found = model(input_ids=padded, attention_mask=mask, **({"token_type_ids": types} if segmented else {}))
         for logits in (found.start_logits, found.end_logits):
             logits.reshape(len(asked), -1).float().log_softmax(1).max(1)
 

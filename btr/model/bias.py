@@ -1,4 +1,5 @@
-"""What T5's attention adds to its scores: for distances, for what may not be seen, for how many tokens a key stands.
+"""What T5's attention, and MPNet's, adds to its scores: for distances, for what may not be seen, for how many tokens a
+key stands.
 
 Shapes: B rows, T tokens (Tq queries, Tk keys), M memory tokens, H heads.
 """
@@ -9,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from btr.model.config import T5Config
+from btr.model.config import MPNetConfig, T5Config
 from btr.model.merge import Tokens
 
 
 class PositionBias(nn.Module):
-    """Relative position bias, one table per stack, shared by its layers (T5 §2.1)."""
+    """Relative position bias, one table per stack, shared by its layers (T5 §2.1; MPNet has the same)."""
 
-    def __init__(self, config: T5Config, bidirectional: bool) -> None:
+    def __init__(self, config: T5Config | MPNetConfig, bidirectional: bool) -> None:
         super().__init__()
         self.table = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
         self.bidirectional = bidirectional

@@ -1,9 +1,10 @@
-"""Reader folders: Hugging Face T5 and BERT checkpoints in and out, plus what binarization adds.
+"""Reader folders: Hugging Face T5, BERT and MPNet checkpoints in and out, plus what binarization adds.
 
 A folder holds `config.json`, `model.safetensors` (transformers' names), `tokenizer.json`, and for a BTR reader
 `btr_config.json` and `btr.safetensors` (the binarizer's values), and `skim.safetensors` if it can prune. transformers
-reads the same folder as a plain T5 or a plain BertForQuestionAnswering. (One of a BERT that writes is of no kind that
-transformers has: its config.json is that of an encoder-decoder, a BERT and a T5 without encoder layers.)
+reads the same folder as a plain T5, or a plain BertForQuestionAnswering or MPNetForQuestionAnswering. (One of a BERT
+that writes is of no kind that transformers has: its config.json is that of an encoder-decoder, a BERT and a T5 without
+encoder layers.)
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from btr.model.binarize import Binarizer
 from btr.model.config import BertConfig, Calibration, ConfigError, ReaderConfig, T5Config
 from btr.model.fid import FiD
 from btr.model.kinds import Model
+from btr.model.marks import marks
 from btr.model.parameter_names import (
     HEAD,
     bert_tensors,
@@ -144,7 +146,7 @@ def importable(name: str) -> bool:
 
 
 def load_span(folder: Path, dtype: torch.dtype, config: ReaderConfig, new_head: bool) -> SpanReader:
-    """Build a span reader from a Hugging Face BERT; `new_head`: one without a head for spans gets a random one.
+    """Build a span reader from a Hugging Face BERT or MPNet; `new_head`: one without a head for spans gets a new one.
 
     Raises:
         InputError: as `load_t5`, or no head.
@@ -224,7 +226,7 @@ def load_reader(
         kind = read_json(folder / "config.json").get("model_type")
         if kind == "encoder-decoder":
             model = load_bert_fid(folder, dtype, config)
-        elif kind == "bert":
+        elif kind in ("bert", "mpnet"):
             model = load_span(folder, dtype, config, new_head)
         else:
             model = FiD(load_t5(folder, dtype), config)
@@ -322,7 +324,7 @@ def save_reader(model: Model, tokenizer: Tokenizer, folder: Path) -> None:
         if isinstance(model, BertFiD):
             shape = {"model_type": "encoder-decoder", "encoder": shape, "decoder": model.t5.config.to_hf()}
             weights = written_tensors(model)
-        special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+        special = {**marks(tokenizer)}
     special["pad_token"] = tokenizer.id_to_token(model.pad_token_id)
     write(folder / "config.json", json.dumps(shape | {"dtype": str(model.dtype).removeprefix("torch.")}, indent=2))
     write(folder / "tokenizer.json", tokenizer.to_str())

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 Mode = Literal["full", "float", "binary"]
 Calibration = Literal["predictive", "channel", "paper"]
@@ -101,7 +101,7 @@ class T5Config:
             ConfigError: not a T5, or a value out of what this implementation knows.
         """
         if hf.get("model_type") != "t5":
-            raise ConfigError(f"model_type is {hf.get('model_type')!r}; btr reads T5 ('t5') and BERT ('bert')")
+            raise ConfigError(f"model_type is {hf.get('model_type')!r}; btr reads T5 ('t5'), 'bert' and 'mpnet'")
         names = {f.name for f in fields(cls)}
         known = {key: value for key, value in hf.items() if key in names and value is not None}
         known.setdefault("num_decoder_layers", known.get("num_layers", cls.num_layers))
@@ -137,10 +137,13 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
 
+    family: ClassVar[str] = "bert"  # model_type, and how names of its tensors begin
+    segmented: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        least = dict.fromkeys((*names, "max_position_embeddings", "type_vocab_size"), 1)
-        check_numbers(self, least, ("pad_token_id",))
+        least = dict.fromkeys(names, 1) | {"type_vocab_size": int(self.segmented)}
+        check_numbers(self, least | {"max_position_embeddings": 1 + self.first_position}, ("pad_token_id",))
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"hidden_size is {self.hidden_size} and num_attention_heads {self.num_attention_heads}; use a "
@@ -148,22 +151,76 @@ class BertConfig:
             )
         check_amount("layer_norm_eps", self.layer_norm_eps)
 
+    @property
+    def first_position(self) -> int:
+        """Row of the table of positions that a text's first token takes."""
+        return 0
+
+    @property
+    def room(self) -> int:
+        """Tokens that the table of positions has room for."""
+        return self.max_position_embeddings - self.first_position
+
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> "BertConfig":
-        """Read a Hugging Face `config.json`; keys that do not shape the model are ignored.
+        """Read a Hugging Face `config.json`, of a BERT or an MPNet; keys that do not shape the model are ignored.
 
         Raises:
-            ConfigError: not a BERT, or a value out of what this implementation knows.
+            ConfigError: neither, or a value out of what this implementation knows.
         """
-        for name, known in (("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
-            if hf.get(name, known) != known:
-                raise ConfigError(f"{name} is {hf[name]!r}, expected {known!r}; span readers are such a BERT")
-        names = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in hf.items() if key in names and value is not None})
+        known = {kind.family: kind for kind in (BertConfig, MPNetConfig)}.get(hf.get("model_type", cls.family))
+        if known is None:
+            raise ConfigError(
+                f"model_type is {hf['model_type']!r}, expected 'bert' or 'mpnet'; span readers are of these"
+            )
+        for name, value in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+            if hf.get(name, value) != value:
+                raise ConfigError(f"{name} is {hf[name]!r}, expected {value!r}; span readers are such a BERT")
+        names = {f.name for f in fields(known)}
+        return known(**{key: value for key, value in hf.items() if key in names and value is not None})
 
     def to_hf(self) -> dict[str, Any]:
         """Write the Hugging Face form, readable by transformers' BertConfig."""
         return asdict(self) | {"architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu"}
+
+
+@dataclass(frozen=True)
+class MPNetConfig(BertConfig):
+    """Shape of an MPNet: a BERT without segments, with a bias of distances as T5's that all layers share."""
+
+    vocab_size: int = 30527
+    max_position_embeddings: int = 514
+    type_vocab_size: int = 0
+    pad_token_id: int = 1
+    relative_attention_num_buckets: int = 32
+
+    family: ClassVar[str] = "mpnet"
+    segmented: ClassVar[bool] = False
+    relative_attention_max_distance: ClassVar[int] = 128  # which MPNet's configuration does not name
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        count, reach = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if type(count) is not int or not 4 <= count < 2 * reach:
+            raise ConfigError(f"relative_attention_num_buckets is {count!r}; use an integer from 4 to {2 * reach - 1}")
+        if self.type_vocab_size:
+            raise ConfigError(f"type_vocab_size is {self.type_vocab_size}; an MPNet has no segments, leave it out")
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of attention, by T5's name."""
+        return self.num_attention_heads
+
+    @property
+    def first_position(self) -> int:
+        """Row of the table of positions that a text's first token takes: the one after padding's."""
+        return self.pad_token_id + 1
+
+    def to_hf(self) -> dict[str, Any]:
+        """Write the Hugging Face form, readable by transformers' MPNetConfig."""
+        shape = asdict(self)
+        del shape["type_vocab_size"]
+        return shape | {"architectures": ["MPNetModel"], "model_type": "mpnet", "hidden_act": "gelu"}
 
 
 T5_SHAPES: dict[str, T5Config] = {

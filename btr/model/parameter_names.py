@@ -1,10 +1,12 @@
-"""Our names of tensors and transformers': of its T5ForConditionalGeneration, and of its BertForQuestionAnswering."""
+"""Our names of tensors and transformers': of its T5, BERT and MPNet with their heads."""
 
 import re
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from btr.model.bert import Bert
 from btr.model.bert_fid import BertFiD
 from btr.model.t5 import T5
 
@@ -21,6 +23,9 @@ BERT_TOP = {
     "segments": "token_type_embeddings",
     "embedding_norm": "LayerNorm",
 }
+QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
+MPNET = BERT | {"out": "attention.attn.o", "attention_norm": "attention.LayerNorm"}
+MPNET_QKV = ("attention.attn.q", "attention.attn.k", "attention.attn.v")
 HEAD = "qa_outputs"
 OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # of checkpoints from TensorFlow
 
@@ -73,15 +78,17 @@ def t5_tensors(model: T5) -> dict[str, Tensor]:
 
 
 WORDS = "words.weight"
-SHARED = "bert.embeddings.word_embeddings.weight"
+SHARED = "embeddings.word_embeddings.weight"
 
 
 def fit_written(model: BertFiD, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Find each parameter of a BERT that writes: its BERT, its T5 without encoder layers, and what joins them."""
-    bert = {name: tensor for name, tensor in tensors.items() if name.startswith("bert.")}
+    family = model.bert.config.family
+    bert = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{family}.")}
+    shared = bert.get(f"{family}.{SHARED}")
     found, wrong = fit_bert(model, bert)
     rest = {name: tensor for name, tensor in tensors.items() if name not in bert}
-    theirs, more = fit(model.t5, rest | ({"shared.weight": bert[SHARED]} if SHARED in bert else {}))
+    theirs, more = fit(model.t5, rest | ({} if shared is None else {"shared.weight": shared}))
     if WORDS not in rest or rest[WORDS].shape != model.words.weight.shape:
         more.append(f"{WORDS} is missing or does not fit, expected {tuple(model.words.weight.shape)}")
     else:
@@ -98,6 +105,8 @@ def written_tensors(model: BertFiD) -> dict[str, Tensor]:
 
 def bert_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Map each of our names to transformers' of the tensors that, one below the other, make it up."""
+    family = family_of(model)
+    parts, fused = (MPNET, MPNET_QKV) if family == "mpnet" else (BERT, QKV)
     names: dict[str, tuple[str, ...]] = {}
     for name, _ in model.named_parameters():
         part, _, kind = name.rpartition(".")
@@ -105,21 +114,27 @@ def bert_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
         if place[0] == "head":
             names[name] = (f"{HEAD}.{kind}",)
         elif len(place) == 2:
-            names[name] = (f"bert.embeddings.{BERT_TOP[place[1]]}.{kind}",)
+            names[name] = (f"{family}.embeddings.{BERT_TOP[place[1]]}.{kind}",)
+        elif place[:2] == ["bert", "relative"]:
+            names[name] = (f"{family}.encoder.relative_attention_bias.{kind}",)
         elif place[0] == "bert":
-            layer = f"bert.encoder.layer.{place[2]}"
-            parts = ("query", "key", "value")
-            fused = tuple(f"{layer}.attention.self.{x}.{kind}" for x in parts) if place[3] == "qkv" else ()
-            names[name] = fused or (f"{layer}.{BERT[place[3]]}.{kind}",)
+            layer = f"{family}.encoder.layer.{place[2]}"
+            theirs = fused if place[3] == "qkv" else (parts[place[3]],)
+            names[name] = tuple(f"{layer}.{part}.{kind}" for part in theirs)
     return names
 
 
-def bert_name(name: str) -> str:
+def family_of(model: nn.Module) -> str:
+    """Return how transformers' names of the tensors of a model's BERT begin."""
+    return cast("Bert", model.bert).config.family
+
+
+def bert_name(name: str, family: str = "bert") -> str:
     """Return the name of today of a tensor of a BERT, alone or under a head."""
     for old, new in OLD.items():
         if name.endswith(old):
             name = name.removesuffix(old) + new
-    return name if name.startswith(("bert.", HEAD)) else f"bert.{name}"
+    return name if name.startswith((f"{family}.", HEAD)) else f"{family}.{name}"
 
 
 def t5_name(name: str) -> str:
@@ -131,7 +146,8 @@ def t5_name(name: str) -> str:
 
 def fit_bert(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Find each parameter of BERT and of the head among tensors; returns ours -> tensor, and misfits."""
-    there = {bert_name(name): value for name, value in tensors.items()}
+    family = family_of(model)
+    there = {bert_name(name, family): value for name, value in tensors.items()}
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     found, wrong, used = {}, [], set()
     for name, parts in bert_names(model).items():
@@ -149,7 +165,7 @@ def fit_bert(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, Te
 
 
 def bert_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of BERT and of the head under the names of transformers' BertForQuestionAnswering."""
+    """Return the tensors of BERT and of the head under the names of transformers' model with a head for spans."""
     parameters = dict(model.named_parameters())
     found = {}
     for name, parts in bert_names(model).items():

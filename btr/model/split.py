@@ -30,7 +30,7 @@ class SplitBert(nn.Module):
         n = bert.config.num_hidden_layers
         if not 0 <= config.k < n:
             raise ValueError(f"k is {config.k}, the encoder has {n} layers; choose 1 <= k <= {n - 1}")
-        room = bert.config.max_position_embeddings
+        room = bert.config.room
         if config.max_question_tokens + config.max_passage_tokens > room:
             raise ValueError(
                 f"questions of {config.max_question_tokens} tokens and passages of {config.max_passage_tokens} need "
@@ -105,8 +105,8 @@ class SplitBert(nn.Module):
     def identity(self) -> tuple[list[tuple[str, Tensor]], str]:
         """Return all that kept bits and scalars depend on: tensors (embeddings, layers 1..k, calibration) and shape."""
         bert, config = self.bert, self.config
-        lower = [bert.embedding, bert.positions, bert.segments, bert.embedding_norm, *bert.layers[: config.k]]
-        tensors = [(f"{i}.{name}", p.bfloat16()) for i, part in enumerate(lower) for name, p in part.named_parameters()]
+        lower = enumerate(bert.below(config.k))
+        tensors = [(f"{i}.{name}", p.bfloat16()) for i, part in lower for name, p in part.named_parameters()]
         tensors += [(name, p.bfloat16()) for name, p in self.binarizer.named_parameters()]
         facts = f"{bert.config} {config.k} {config.calibration} {self.binarizer.bits} {config.max_question_tokens}"
         facts += f" {config.unread}" if config.unread else ""
@@ -117,7 +117,7 @@ class SplitBert(nn.Module):
         index = torch.arange(ids.shape[1], device=ids.device)[None]
         shift = self.config.max_question_tokens - question_lengths[:, None]
         positions = index + shift * passage
-        positions = positions.clamp(max=self.bert.config.max_position_embeddings - 1)  # of padding
+        positions = positions.clamp(max=self.bert.config.room - 1)  # of padding
         return self.bert.embed(ids, positions, passage.long())
 
     def rows(self, ids: Tensor, lengths: Tensor, question_lengths: Tensor, mode: Mode) -> Rows:
@@ -180,7 +180,8 @@ class SplitBert(nn.Module):
 
         Of layer k+1 the question's own tokens are followed.
         """
-        asked = self.bert.layers[self.config.k](hidden, unpadded(lengths, hidden.shape[1]), question)
+        mask = self.bert.scores(unpadded(lengths, hidden.shape[1]), hidden.shape[1])
+        asked = self.bert.layers[self.config.k](hidden, mask, question)
         return features(asked, hidden, lengths)
 
 

@@ -1,4 +1,4 @@
-"""How readers with a BERT take text in: `[CLS] question [SEP] title [SEP] text [SEP]`."""
+"""How readers with a BERT take text in: `[CLS] question [SEP] title [SEP] text [SEP]` (of MPNet: `<s>`, `</s>`)."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from btr.errors import InputError
+from btr.model.marks import ends
 from btr.words import readable
 
 
@@ -15,10 +16,10 @@ class BertRows:
     def __init__(self, tokenizer: Tokenizer) -> None:
         tokenizer.encode_special_tokens = True  # "[SEP]" in a passage is text
         self.tokenizer = tokenizer
-        cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
-        if cls is None or sep is None:
+        found = ends(tokenizer)
+        if found is None:
             raise InputError("the tokenizer has no [CLS] or no [SEP], as BERT's have; copy the one it was made with")
-        self.cls, self.sep = cls, sep
+        self.cls, self.sep = found
 
     def question_ids(self, question: str) -> list[int]:
         """Tokenize a question as `[CLS] … [SEP]`."""

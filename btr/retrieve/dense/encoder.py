@@ -25,6 +25,7 @@ from btr.model.bert import Bert
 from btr.model.checkpoint import digest, load_tokenizer, tensors, write
 from btr.model.config import BertConfig, ConfigError
 from btr.model.layout import length_batches, pad, steady
+from btr.model.marks import marks
 from btr.model.parameter_names import bert_tensors, fit_bert
 from btr.model.weights import read_json, read_tensors, resolve
 from btr.words import WIDEST
@@ -146,20 +147,25 @@ class Encoder:
 
     def save(self, folder: Path, facts: dict[str, Any] | None = None) -> None:
         """Write a folder that sentence-transformers can read too; facts: how it was made, for `btr_encoder.json`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        model, recipe = self.model, self.model.recipe
-        write(folder / "config.json", json.dumps(model.bert.config.to_hf(), indent=2))
-        write(folder / "tokenizer.json", self.tokenizer.to_str())
-        special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
-        special |= {"pad_token": "[PAD]", "tokenizer_class": "PreTrainedTokenizerFast"}
-        write(folder / "tokenizer_config.json", json.dumps(special, indent=2))
-        named = {name.removeprefix("bert."): value for name, value in bert_tensors(model).items()}
-        tensors(folder / "model.safetensors", named)
-        write(folder / "sentence_bert_config.json", json.dumps({"max_seq_length": recipe.max_tokens}))
+        self.save_transformer(folder)
+        recipe = self.model.recipe
         prompts = {"query": recipe.query_prompt, "passage": recipe.passage_prompt}
         write(folder / "config_sentence_transformers.json", json.dumps({"prompts": prompts}))
-        write(folder / MODULES, json.dumps(save_modules(model, folder), indent=2))
+        write(folder / MODULES, json.dumps(save_modules(self.model, folder), indent=2))
         write(folder / OWN, json.dumps({"aligned": list(self.aligned), **(facts or {})}, indent=2))
+
+    def save_transformer(self, folder: Path) -> None:
+        """Write the BERT, the tokenizer and the greatest length."""
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.model
+        write(folder / "config.json", json.dumps(model.bert.config.to_hf(), indent=2))
+        write(folder / "tokenizer.json", self.tokenizer.to_str())
+        special = marks(self.tokenizer) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        write(folder / "tokenizer_config.json", json.dumps(special, indent=2))
+        prefix = f"{model.bert.config.family}."
+        named = {name.removeprefix(prefix): value for name, value in bert_tensors(model).items()}
+        tensors(folder / "model.safetensors", named)
+        write(folder / "sentence_bert_config.json", json.dumps({"max_seq_length": model.recipe.max_tokens}))
 
 
 def prepared(tokenizer: Tokenizer, recipe: Recipe) -> Tokenizer:
@@ -196,8 +202,8 @@ def load_embedder(folder: Path) -> Embedder:
             "copy the checkpoint again"
         )
     model.load_state_dict({name: tensor.float() for name, tensor in found.items()}, assign=True)
-    if recipe.max_tokens > model.bert.config.max_position_embeddings:
-        model.recipe = replace(recipe, max_tokens=model.bert.config.max_position_embeddings)
+    if recipe.max_tokens > model.bert.config.room:
+        model.recipe = replace(recipe, max_tokens=model.bert.config.room)
     if dense is not None:
         model.projection = load_linear(dense, model.bert.config.hidden_size)
     return model.eval()
@@ -280,11 +286,11 @@ def read_length(folder: Path) -> int:
     return length if isinstance(length, int) and length > 2 else LONGEST
 
 
-def save_modules(model: Embedder, folder: Path) -> list[dict[str, Any]]:
-    """Write the folders of what follows the BERT; returns modules.json."""
+def save_modules(model: Embedder, folder: Path, route: str = "") -> list[dict[str, Any]]:
+    """Write the folders of what follows the BERT, named with a route where there are several; returns modules.json."""
     kinds = ["Transformer", "Pooling", *["Dense"] * (model.projection is not None)]
     kinds += ["Normalize"] * model.recipe.normalise
-    paths = ["", *(f"{number}_{kind}" for number, kind in enumerate(kinds) if number)]
+    paths = [f"{route}{number}_{kind}" if number or route else "" for number, kind in enumerate(kinds)]
     mean = model.recipe.pooling == "mean"
     pooling = {"word_embedding_dimension": model.bert.config.hidden_size}
     pooling |= {"pooling_mode_mean_tokens": mean, "pooling_mode_cls_token": not mean}
