@@ -1,5 +1,6 @@
 """What every test stands on: no network but loopback, few threads, the same examples on every run."""
 
+import importlib
 import ipaddress
 import itertools
 import os
@@ -80,11 +81,18 @@ for _name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run in which tests were skipped, where NO_SKIPS is set: the gate installs all that they need."""
+    """Fail a run in which tests were skipped, where NO_SKIPS is set: the gate installs all that they need but a GPU."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if os.environ.get("NO_SKIPS") and reporter and reporter.stats.get("skipped") and not session.exitstatus:
+    skipped = [report for report in reporter.stats.get("skipped", ()) if "cuda" not in report.keywords]
+    if os.environ.get("NO_SKIPS") and skipped and not session.exitstatus:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         reporter.write_line("NO_SKIPS is set, and tests were skipped (reasons: pytest -rs)", red=True)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `cuda` where there is none."""
+    if item.get_closest_marker("cuda") and not importlib.import_module("torch").cuda.is_available():
+        pytest.skip("torch sees no CUDA device here")
 
 
 # Fixtures shared by more than one room go below.
