@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 from btr.errors import InputError
 
+PRECISIONS = ("auto", "bfloat16", "float32")  # of btr.model.devices, too slow for --help
+
 
 def run_command(main: Callable[[], int]) -> NoReturn:
     """Run a command and leave with its exit code; ^C is one line and 130, a pipe that is closed (`| head`) silence."""
@@ -41,6 +43,14 @@ def at_home(word: str) -> str:
     """Put the home folder in place of a `~/` that a word, or what follows its `--option=`, begins with."""
     option, name = re.fullmatch(r"(--[\w-]+=)?(.*)", word, re.DOTALL).groups(default="")  # type: ignore[union-attr]
     return option + os.path.expanduser(name) if name == "~" or name.startswith("~/") else word
+
+
+def add_computing(add: Callable[..., Any], of: str = "the reader", dtype: str = "float32") -> None:
+    """Add the options that say how, and where, a model computes."""
+    about = f"precision of {of}; auto: bfloat16 where the device multiplies it (default %(default)s)"
+    add("--dtype", choices=PRECISIONS, default=dtype, help=about)
+    about = f"where {of} computes: cpu, cuda, cuda:1, mps, or auto: the GPU, if there is one (default %(default)s)"
+    add("--device", metavar="D", default="cpu", help=about)
 
 
 def check_file(flag: str, name: str) -> None:

@@ -1,5 +1,6 @@
 """What every test stands on: no network but loopback, few threads, the same examples on every run."""
 
+import importlib
 import ipaddress
 import itertools
 import os
@@ -17,6 +18,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning about fo
 import pytest
 from hypothesis import settings
 
+from btr import progress
+
 if TYPE_CHECKING:  # slow to import, and most tests do without
     from tokenizers import Tokenizer
     from torch import Tensor
@@ -28,6 +31,7 @@ if TYPE_CHECKING:  # slow to import, and most tests do without
 
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
+progress.PLAIN = float("inf")  # the lines that come now and then: how many there are depends on the load
 
 
 class NetworkBlocked(RuntimeError):
@@ -80,11 +84,18 @@ for _name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run in which tests were skipped, where NO_SKIPS is set: the gate installs all that they need."""
+    """Fail a run in which tests were skipped, where NO_SKIPS is set: the gate installs all that they need but a GPU."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if os.environ.get("NO_SKIPS") and reporter and reporter.stats.get("skipped") and not session.exitstatus:
+    skipped = [report for report in reporter.stats.get("skipped", ()) if "cuda" not in report.keywords]
+    if os.environ.get("NO_SKIPS") and skipped and not session.exitstatus:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         reporter.write_line("NO_SKIPS is set, and tests were skipped (reasons: pytest -rs)", red=True)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `cuda` where there is none."""
+    if item.get_closest_marker("cuda") and not importlib.import_module("torch").cuda.is_available():
+        pytest.skip("torch sees no CUDA device here")
 
 
 # Fixtures shared by more than one room go below.
@@ -126,12 +137,6 @@ def make_t5(shape: str, seed: int) -> "T5ForConditionalGeneration":
                 parameter[1] *= 2 if gated else 3  # the end of sequence comes now and then
         model.decoder.final_layer_norm.weight *= 3 if gated else 40  # answers one can be sure of
     return model
-
-
-@pytest.fixture(autouse=True)
-def only_last_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the lines of progress that come now and then: how many there are depends on the load."""
-    monkeypatch.setattr("btr.progress.PLAIN", float("inf"))
 
 
 @pytest.fixture(scope="session")

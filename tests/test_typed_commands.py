@@ -24,7 +24,7 @@ import zstandard
 
 from btr.__main__ import main
 from btr.command import Parser
-from btr.reader import reader as readers
+from btr.reader import loading
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -111,7 +111,7 @@ def desk(tmp_path: Path, bert_folder: Path, pruning_reader: Any, encoder_folder:
     for name in ("shipped", "teacher", "base"):
         pruning_reader.save_pretrained(tmp_path / name)
     shutil.copytree(encoder_folder, tmp_path / "sentence-transformers" / "all-MiniLM-L6-v2")
-    monkeypatch.setattr(readers, "DEFAULT_READER", tmp_path / "shipped")
+    monkeypatch.setattr(loading, "DEFAULT_READER", tmp_path / "shipped")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -13,6 +13,7 @@ from btr.errors import InputError
 from btr.model.bert_fid import BertFiD
 from btr.model.checkpoint import save_reader
 from btr.model.config import ConfigError
+from btr.model.devices import settle
 from btr.model.span_head import SpanReader
 from btr.model.split import SplitBert
 from btr.model.weights import resolve
@@ -64,7 +65,7 @@ def train(options: argparse.Namespace) -> None:
     """Run one stage."""
     stage = build_stage(options)
     RunFolder(Path(options.out)).check()
-    processes = join_processes(options.accelerate)
+    processes = join_processes(options.accelerate, options.device)
     tell = say if processes.index == 0 else silent
     student, tokenizer = build_student(options, stage)
     extractive = isinstance(student, SpanReader)
@@ -142,10 +143,11 @@ def execute(argv: Sequence[str]) -> None:
     elif options.command == "neighbours":
         write_neighbours(options.questions, options.text, options.limit, options.top, Path(options.out), say)
     elif options.command == "skim":
-        fit_pruner(options.reader, options.questions, options.limit, options.passages, options.dtype, say)
+        how = settle(options.dtype, options.device)
+        fit_pruner(options.reader, options.questions, options.limit, options.passages, *how, say)
     elif options.command == "calibrate":
-        shape = (options.limit, options.passages, options.precision, options.dtype)
-        calibrate(options.reader, options.questions, *shape, say)
+        shape = (options.limit, options.passages, options.precision)
+        calibrate(options.reader, options.questions, *shape, *settle(options.dtype, options.device), say)
     elif options.command in ("kale", "leaf"):
         train_encoder(options, say)
     elif options.command == "all":

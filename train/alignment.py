@@ -214,7 +214,7 @@ def agreement(
     k, found = min(k, len(texts)), 0
     for start in range(0, len(questions), 64):
         scores = (torch.from_numpy(vectors[start : start + 64] @ texts.T) for vectors in (ours, theirs))
-        nearest, wanted = (score.topk(k, dim=1).indices.tolist() for score in scores)
-        found += sum(len(set(a) & set(b)) for a, b in zip(nearest, wanted, strict=True))
+        nearest, targets = (score.topk(k, dim=1).indices.tolist() for score in scores)
+        found += sum(len(set(a) & set(b)) for a, b in zip(nearest, targets, strict=True))
     near = F.cosine_similarity(torch.from_numpy(ours), torch.from_numpy(theirs)).mean()
     return float(near), found / (k * len(questions))

@@ -48,6 +48,7 @@ def calibrate(
     passages: int | None,
     precision: float | None,
     dtype: str,
+    device: str,
     say: Callable[[str], None],
 ) -> None:
     """Fit to `limit` questions, taken from the files in turn, tell how well that holds, and write it to the reader.
@@ -61,7 +62,7 @@ def calibrate(
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"--reader {path}: no such folder; give that of a reader, whose settings are to be written")
-    reader = Reader.from_pretrained(path, dtype=dtype)
+    reader = Reader.from_pretrained(path, dtype=dtype, device=device)
     if reader.family != "extractive":
         raise InputError(f"--reader {path}: always answers, so there is no doubt to fit; give a span reader")
     reader.model.config = replace(reader.config, no_answer_calibration=None)

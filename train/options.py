@@ -127,8 +127,7 @@ def add_preparations(commands: Any) -> None:
     about = "share of answers that are to be right: over the no_answer at which fewer are, none is; default: best F1"
     amount(doubt, "--precision", None, about)
     for added in (skim, doubt):
-        about = "of the reader (%(default)s)"
-        added.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32", help=about)
+        command.add_computing(added.add_argument)
 
 
 def add_encoders(commands: Any) -> None:
@@ -258,6 +257,8 @@ def add_machine(stage: argparse.ArgumentParser) -> None:
     machine.add_argument("--checkpointing", action=BooleanOptionalAction, default=False, help=about)
     about = "torch.compile the losses: a minute first, then faster steps"
     machine.add_argument("--compile", action=BooleanOptionalAction, default=False, help=about)
+    about = "where it computes: cpu, cuda, cuda:1, mps or auto; default: cuda if it is there; accelerate chooses itself"
+    machine.add_argument("--device", metavar="D", help=about)
     about = "run under accelerate, as `accelerate launch -m btr.train` does by itself for several GPUs"
     machine.add_argument("--accelerate", action=BooleanOptionalAction, default=False, help=about)
     amount(machine, "--save-every", 300.0, "seconds between checkpoints")

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from btr.errors import InputError
+from btr.model.devices import choose_device
 
 
 class Alone:
-    """One process, on the GPU if there is one."""
+    """One process, on a CUDA device if there is one and no other device is named; raises as `choose_device`."""
 
     count, index = 1, 0
 
-    def __init__(self) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, device: str | None = None) -> None:
+        self.device = choose_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Add up the gradients of all processes, in place."""
@@ -67,7 +68,7 @@ class Together(Alone):
         self.accelerator.wait_for_everyone()
 
 
-def join_processes(accelerate: bool) -> Alone:
+def join_processes(accelerate: bool, device: str | None = None) -> Alone:
     """Return the processes of this run: several if accelerate is asked for, or has started this one."""
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return Together() if accelerate or launched else Alone()
+    return Together() if accelerate or launched else Alone(device)

@@ -17,7 +17,13 @@ EVERY = 10  # questions between two reports
 
 
 def fit_pruner(
-    path: str, questions: Sequence[str], limit: int, passages: int, dtype: str, say: Callable[[str], None]
+    path: str,
+    questions: Sequence[str],
+    limit: int,
+    passages: int,
+    dtype: str,
+    device: str,
+    say: Callable[[str], None],
 ) -> None:
     """Fit to `limit` questions, taken from the files in turn, and write it into the folder of the reader.
 
@@ -27,7 +33,7 @@ def fit_pruner(
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"--reader {path}: no such folder; give that of a reader, where skim.safetensors is to be")
-    reader = Reader.from_pretrained(path, dtype=dtype)
+    reader = Reader.from_pretrained(path, dtype=dtype, device=device)
     read = in_turn([read_questions(name) for name in questions])
     reader.model.pruner = Pruner.fit(pruning_samples(reader, itertools.islice(read, limit), passages, say))
     save_pruner(reader.model, folder)

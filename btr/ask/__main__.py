@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from btr.ask.show import Told, clean, describe
-from btr.command import Parser, check_least, run_command
+from btr.command import Parser, add_computing, check_least, run_command
 from btr.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--hops", type=int, default=1, metavar="H", help=about)
     add("--mode", choices=MODES, default="binary", help="how passages are read (default %(default)s)")
     add("--reader", metavar="R", help="folder or hub id of the reader; default: the store's own")
+    add_computing(add)
     add("--retriever", choices=KINDS, help="what finds the passages; default: what the store is searched with")
     add("--cache", metavar="DIR", help="where stores of documents are kept; default: the user's cache")
     add("--no-cache", action="store_true", help="make the store of documents anew, and keep nothing")
@@ -67,6 +68,10 @@ def open_asker(options: argparse.Namespace) -> Iterator["Asker"]:
     from btr.ask.cache import default_cache, is_store, store_of  # LMDB and NumPy, where --help needs neither
 
     paths = [Path(source) for source in options.sources]
+    if (options.dtype, options.device) != ("float32", "cpu"):
+        from btr.model.devices import settle
+
+        options.dtype, options.device = settle(options.dtype, options.device)
     with ExitStack() as stack:
         path = paths[0]
         if len(paths) > 1 or not is_store(path):
@@ -76,7 +81,8 @@ def open_asker(options: argparse.Namespace) -> Iterator["Asker"]:
             path = store_of(paths, options.reader, cache)
         from btr.ask.asker import Asker
 
-        yield Asker.open(path, options.reader, options.retriever, options.mode, options.passages, options.hops)
+        how = (options.mode, options.passages, options.hops, options.dtype, options.device)
+        yield Asker.open(path, options.reader, options.retriever, *how)
 
 
 def piped(ask: Ask, as_json: bool) -> int:

@@ -41,13 +41,17 @@ class Asker:
         mode: Mode = "binary",
         passages: int | None = None,
         hops: int = 1,
+        dtype: str = "float32",
+        device: str = "cpu",
     ) -> "Asker":
         """Open a store, the reader that built it and what it is searched with; `passages` are read a hop.
+
+        dtype and device: as `Reader.from_pretrained`.
 
         Raises:
             InputError, StoreError: one of them cannot be read from, or not in this mode.
         """
-        loaded = load(path, reader)
+        loaded = load(path, reader, dtype, device)
         store = Store.open(path, loaded.fingerprint, loaded.name)
         if not len(store):
             raise InputError(f"the store {path} has no passages; add some with: python -m btr.store add")
@@ -90,7 +94,7 @@ class Asker:
         return answer if self.reader.no_answer_above is not None else answer.abstaining(UNANSWERED)
 
 
-def load(path: Path, name: str | None) -> Reader:
+def load(path: Path, name: str | None, dtype: str, device: str) -> Reader:
     """Load the reader of a store, by default the one that the store names; a plain T5 is split where the store says.
 
     Raises:
@@ -99,8 +103,8 @@ def load(path: Path, name: str | None) -> Reader:
     manifest = read_manifest(path.absolute())
     named = name or manifest.reader or None
     try:
-        reader = Reader.from_pretrained(named)
-        return reader if reader.config.k else Reader.from_pretrained(named, k=manifest.k)
+        reader = Reader.from_pretrained(named, dtype=dtype, device=device)
+        return reader if reader.config.k else Reader.from_pretrained(named, k=manifest.k, dtype=dtype, device=device)
     except InputError as error:
         if name or named is None:
             raise

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from btr.command import Parser, run_command
+from btr.command import Parser, add_computing, run_command
 from btr.corpus import Passage, Question
 from btr.corpus.questions import TASKS, QuestionSet, find_questions, prompt
 from btr.errors import InputError
@@ -33,8 +33,9 @@ from btr.hops.answer import check_hops
 from btr.metrics import holds_answer
 from btr.model.checkpoint import digest
 from btr.model.config import MODES, Mode
+from btr.model.devices import settle
 from btr.progress import Progress, say
-from btr.reader import DTYPES, Reader
+from btr.reader import Reader
 from btr.reader.answer import Answer
 from btr.reader.refusals import check_prune
 from btr.reader.truncation import shorten
@@ -77,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     add("--against-reader", metavar="R", help="compare with this reader (its mode full, or --against)")
     add("--limit", type=int, metavar="N", help="questions to answer")
     add("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (default %(default)s)")
-    add("--dtype", choices=sorted(DTYPES), default="float32")
+    add_computing(add)
     add("--out", metavar="FILE.jsonl", help="keep each prediction there, and go on from those that are there")
     add("--json", nargs="?", const="-", metavar="FILE", help="write the figures as JSON; without FILE, print them so")
     add("--plot", metavar="FILE.png", help="draw accuracy against speed and bytes, and the sweep over --passages")
@@ -264,7 +265,7 @@ def plan(options: argparse.Namespace, reader: Reader, weights: str) -> tuple[lis
         return settings_of(own, counts, prunes, None), None
     other, base = reader, (weights, against)
     if options.against_reader:
-        other = Reader.from_pretrained(options.against_reader, dtype=options.dtype)
+        other = Reader.from_pretrained(options.against_reader, dtype=options.dtype, device=options.device)
         base = (identify(other), against)
     if base not in [row[1:] for row in own]:
         own = [(other, *base), *own]
@@ -319,8 +320,9 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         InputError, StoreError: something that was asked for cannot be had; said before the first answer.
     """
     check_outputs(options)
+    options.dtype, options.device = settle(options.dtype, options.device)
     asked = find_questions(options.task, options.data, options.limit)
-    reader = Reader.from_pretrained(options.reader, dtype=options.dtype)
+    reader = Reader.from_pretrained(options.reader, dtype=options.dtype, device=options.device)
     weights = identify(reader)
     if options.round_decoder:
         reader.round_decoder()
@@ -348,7 +350,9 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         shared = {
             "task": asked.task, "dtype": options.dtype, "max_new_tokens": options.max_new_tokens, "reader": weights,
             "store": None if store is None else store.manifest.content_hash[:16],
-        } | ({"hops": options.hops} if options.hops > 1 else {})  # fmt: skip
+        }  # fmt: skip
+        shared |= {"hops": options.hops} if options.hops > 1 else {}
+        shared |= {} if options.device == "cpu" else {"device": options.device}
         predictions = stack.enter_context(Predictions(Path(options.out) if options.out else None, shared))
         if len(predictions):
             say(f"{options.out}: going on after {len(predictions)} predictions")
@@ -358,7 +362,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         "task": asked.task, "questions": len(asked.questions), "source": asked.source,
         "unanswerable": len(unanswerable), "left_out": len(asked.unanswerable) - len(unanswerable),
         "passages_from": f"{options.store} by {evidence.retriever.name}" if options.store else "the questions' own",
-        "dtype": options.dtype, "max_new_tokens": options.max_new_tokens, "threads": torch.get_num_threads(),
+        "dtype": options.dtype, "device": options.device, "max_new_tokens": options.max_new_tokens,
+        "threads": torch.get_num_threads(),
         "recall": recall(ranks[: len(asked.questions)], counts) if ranks else None,
         "rows": describe(runs, METRICS[asked.kind], base),
     }  # fmt: skip

@@ -54,12 +54,13 @@ def steady(tokens: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def pad(ids: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
-    """Pad token sequences to (R, T) with `value`; returns ids and lengths (R,)."""
+def pad(ids: Sequence[Sequence[int]], value: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Pad token sequences to (R, T) with `value`; returns ids and lengths (R,), on the device if one is given."""
     rows = torch.full((len(ids), max(map(len, ids))), value)
     for r, row in enumerate(ids):
         rows[r, : len(row)] = torch.tensor(row)
-    return rows, torch.tensor([len(row) for row in ids])
+    lengths = torch.tensor([len(row) for row in ids])
+    return (rows, lengths) if device is None else (rows.to(device), lengths.to(device))
 
 
 def in_batches(lengths: Sequence[int], encode: Callable[[list[int]], Tensor]) -> Tensor:
@@ -106,13 +107,13 @@ class Halves:
             for r, i in enumerate(chosen):
                 rows[r, Q : lengths[r]] = flat[ends[i] - self.lengths[i] : ends[i]]
             filled.append(rows)
-        return filled, torch.tensor(lengths)
+        return filled, torch.tensor(lengths, device=filled[0].device)
 
     def only(self, chosen: Sequence[int]) -> "Halves":
         """Return some of the passages."""
         ends = np.cumsum(self.lengths)
         tokens = np.concatenate([np.arange(ends[i] - self.lengths[i], ends[i]) for i in chosen])
-        streams, packed = [stream[torch.from_numpy(tokens)] for stream in self.read], self.packed
+        streams, packed = [stream[torch.from_numpy(tokens).to(stream.device)] for stream in self.read], self.packed
         kept = None if packed is None else packed[tokens]
         return Halves(self.asked, streams, [self.lengths[i] for i in chosen], kept)
 
@@ -126,7 +127,7 @@ def pruning_features(model: Model, halves: Halves) -> Tensor:
     batches, Q = list(length_batches(halves.rows, BATCH_TOKENS)), len(halves.asked[0])
     laid = (halves.batch(batch) for batch in batches)
     found = torch.cat([model.pruning_features(filled[0], lengths, Q, *filled[1:]) for filled, lengths in laid])
-    return found[torch.tensor([i for batch in batches for i in batch]).argsort()]
+    return found[torch.tensor([i for batch in batches for i in batch], device=found.device).argsort()]
 
 
 Merging = Callable[[Tokens, Schedule, Tensor | None], Tokens]
@@ -148,7 +149,7 @@ class MergedRows:
         """
         bits = None
         if schedule.bits and halves.packed is not None:
-            bits = merge_bits(halves.packed, halves.lengths, schedule.bits)
+            bits = merge_bits(halves.packed, halves.lengths, schedule.bits).to(halves.asked[0].device)
             halves = halves.merged(bits)
         parts, numbers = [], []
         for batch in length_batches(halves.rows, BATCH_TOKENS):

@@ -129,6 +129,11 @@ class Tokens:
         """Whether any token stands for several."""
         return bool((self.sizes > 1).any())
 
+    def to(self, device: torch.device) -> "Tokens":
+        """Return them on a device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return Tokens(**moved)
+
     def spread(self, shares: Tensor) -> Tensor:
         """Divide what tokens have, (R, T), evenly among the original tokens in them, (R, T0); padding gets 0."""
         each = (shares / self.sizes.clamp(min=1)).gather(1, self.owner.clamp(min=0))
@@ -343,15 +348,19 @@ class MergedBits:
         """Tokens of each passage after merging."""
         return self.passages.lengths.tolist()
 
+    def to(self, device: torch.device) -> "MergedBits":
+        """Return them on a device."""
+        return MergedBits(self.passages.to(device), *(part.to(device) for part in (self.kept, self.source, self.place)))
+
     def average(self, values: Tensor) -> Tensor:
         """Average expanded vectors (M, D) to (M', D)."""
-        ones = torch.ones(len(values), dtype=torch.long)
+        ones = torch.ones(len(values), dtype=torch.long, device=values.device)
         return average(values, ones, self.kept, self.source, self.place)
 
     def rows(self, hidden: Tensor, passages: Sequence[int], question: int) -> Tokens:
         """Wrap rows (R, T, D): a question of that many tokens, then the averaged tokens of one of the passages."""
-        chosen, T = torch.tensor(passages), hidden.shape[1] - question
-        asked = torch.arange(question).expand(len(chosen), -1)
+        chosen, T = torch.tensor(passages, device=hidden.device), hidden.shape[1] - question
+        asked = torch.arange(question, device=hidden.device).expand(len(chosen), -1)
         sizes, owner = self.passages.sizes[chosen, :T], self.passages.owner[chosen]
         return Tokens(
             hidden,

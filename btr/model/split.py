@@ -44,7 +44,7 @@ class SplitBert(nn.Module):
             raise ValueError(
                 f"unread token {config.unread[-1]} is none of {bert.config.vocab_size}; give ids of tokens"
             )
-        unread = torch.zeros(bert.config.vocab_size, dtype=torch.bool)
+        unread = torch.zeros(bert.config.vocab_size, dtype=torch.bool, device="cpu")  # where weights are meta, too
         unread[list(config.unread)] = True
         self.register_buffer("unread", unread, persistent=False)
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ import torch
 from btr.corpus import Passage
 from btr.corpus.statistics import CHANGED, Corpus, Cursor
 from btr.errors import InputError
+from btr.model.devices import settle
 from btr.model.layout import BATCH_TOKENS, length_batches, pad
 from btr.reader import Reader
 from btr.storage import Encoded, Settings, Shard
@@ -38,6 +40,12 @@ class Source:
     reader: str | None
     k: int | None = None
     dtype: str = "float32"
+    device: str = "cpu"
+
+    @classmethod
+    def settled(cls, reader: str | None, k: int | None, dtype: str, device: str) -> Self:
+        """Say so with what `auto` comes to here; raises as `settle`."""
+        return cls(reader, k, *settle(dtype, device))
 
     def load(self) -> Reader:
         """Load the reader.
@@ -45,7 +53,7 @@ class Source:
         Raises:
             InputError: it is missing or damaged, or has no split layer.
         """
-        reader = Reader.from_pretrained(self.reader, k=self.k, dtype=self.dtype)
+        reader = Reader.from_pretrained(self.reader, k=self.k, dtype=self.dtype, device=self.device)
         if not reader.config.k:
             cure = "give --k, or a reader trained with one"
             raise InputError(f"reader {reader.name} has no split layer, so there are no bits to keep; {cure}")
@@ -188,8 +196,9 @@ def measure(
 def bare_seconds(reader: Reader, ids: Sequence[Sequence[int]]) -> float:
     """Time layers 1..k on tokens that are laid out before."""
     batches = length_batches([len(row) for row in ids], BATCH_TOKENS)
-    laid = [pad([ids[i] for i in batch], reader.model.pad_token_id) for batch in batches]
+    laid = [pad([ids[i] for i in batch], reader.model.pad_token_id, reader.device) for batch in batches]
     began = time.monotonic()
     for rows, lengths in laid:
-        reader.model.lower(rows, lengths, passage=True)
+        states = reader.model.lower(rows, lengths, passage=True)
+        states.view(-1)[0].item()  # a GPU tells that it has done it
     return time.monotonic() - began

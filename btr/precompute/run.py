@@ -15,16 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from btr import __version__
-from btr.command import Parser, check_least
+from btr.command import Parser, add_computing, check_least
 from btr.corpus import Passage
 from btr.corpus.passages import FIELD_OPTIONS, Fields
 from btr.corpus.statistics import CHANGED, Corpus, Survey
 from btr.corpus.tally import Tally, complaints
 from btr.errors import InputError
+from btr.model.devices import settle
 from btr.precompute.encode import ShardTask, Source, measure, shard_tasks, write_shards
 from btr.precompute.estimate import expected_bytes
 from btr.progress import Progress, duration, say
-from btr.reader import DTYPES, Reader
+from btr.reader import Reader
 from btr.retrieve.bm25 import BM25Writer
 from btr.retrieve.dense.build import Embedding
 from btr.retrieve.dense.quantize import MOST_CODES
@@ -63,7 +64,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         add(
             f"--{name}", metavar="FIELD", help=f"the field of a record that holds its {name}; default: told by its form"
         )
-    add("--dtype", choices=sorted(DTYPES), default="float32", help="precision of the encoder (default %(default)s)")
+    add_computing(add, "the encoder")
     add("--workers", type=int, default=1, metavar="N", help="processes that encode, each a shard (default %(default)s)")
     add("--engine", choices=("local", "ray"), default="local", help="where they run: here, or on a Ray cluster")
     add("--shard-passages", type=int, default=SHARD_PASSAGES, metavar="N", help="passages per shard (%(default)s)")
@@ -171,7 +172,7 @@ class Watch:
 
 def encode(options: argparse.Namespace, reader: Reader, todo: list[ShardTask], report: Watch) -> dict[str, Shard]:
     """Write the shards that are to be written, in this process or in others; returns them by name."""
-    source = Source(options.reader, options.k, options.dtype)
+    source = Source(options.reader, options.k, options.dtype, options.device)
     if options.engine == "ray":
         from btr.precompute import cluster
 
@@ -249,14 +250,14 @@ def warn(manifest: Manifest, tally: Tally) -> None:
 
 def load(options: argparse.Namespace) -> Reader:
     """Load the reader; raises as `Source.load`."""
-    return Source(options.reader, options.k, options.dtype).load()
+    return Source(options.reader, options.k, options.dtype, options.device).load()
 
 
 def load_embedding(options: argparse.Namespace) -> Embedding | None:
     """Load the encoder of passages, if one is wanted; raises as `Embedding.load`."""
     if not options.retriever:
         return None
-    return Embedding.load(options.retriever, options.codes, options.scaled, options.dtype)
+    return Embedding.load(options.retriever, options.codes, options.scaled, options.dtype, options.device)
 
 
 def describe(options: argparse.Namespace, reader: Reader, corpus_hash: str) -> Settings:
@@ -276,6 +277,7 @@ def describe(options: argparse.Namespace, reader: Reader, corpus_hash: str) -> S
         options={"limit": options.limit, "words": options.words, "dtype": options.dtype, "text": not options.no_text}
         | ({"k": options.k} if options.k else {})
         | ({"language": options.language} if options.language else {})
+        | ({} if options.device == "cpu" else {"device": options.device.split(":")[0]})  # the last digit is another
         | dict(zip(FIELD_OPTIONS, fields_of(options) or (), strict=False)),
     )
 
@@ -331,6 +333,7 @@ def precompute(options: argparse.Namespace) -> dict[str, object]:
     began, path = time.monotonic(), Path(options.store) if options.store else default_store(options.corpus)
     corpus = Corpus(options.corpus, options.limit, options.words, fields_of(options))
     check_target(path, options.overwrite or options.dry_run)
+    options.dtype, options.device = settle(options.dtype, options.device)
     corpus.check()
     reader = load(options)
     embedding = load_embedding(options)

@@ -153,7 +153,7 @@ def read_off(
     decoded = generation.tokens[b].tolist()
     tokens = tuple(decoded[: decoded.index(eos)] if eos in decoded else decoded)
     steps = min(len(tokens) + 1, len(decoded))
-    token_evidence = memory.shares(generation.attention[b].numpy())
+    token_evidence = memory.shares(generation.attention[b].cpu().numpy())
     evidence = np.array([part.sum() for part in token_evidence], np.float32)
     evidence /= max(float(evidence.sum()), 1e-12)
     read = [n for n, length in enumerate(memory.lengths) if length]

@@ -61,9 +61,9 @@ class Extractive(BertRows):
         with watch("decode"):
             where = self._pointable(held)
             N, rows = len(where.starts), len(where.first)
-            allowed = torch.from_numpy(np.concatenate((where.first, where.places)))
+            allowed = torch.from_numpy(np.concatenate((where.first, where.places))).to(states.device)
             logits = self.model.point(states[allowed])
-            start, end = (values.double().log_softmax(0).numpy() for values in logits)
+            start, end = (values.cpu().double().log_softmax(0).numpy() for values in logits)
             looked = (np.exp(start[rows:]) + np.exp(end[rows:])) / 2
             evidence = np.bincount(where.passage, looked, minlength=N)
             a, b, score = best_span(start[rows:], end[rows:], where.passage, most)
@@ -94,7 +94,8 @@ class Extractive(BertRows):
     def passage_score(self, states: Tensor, held: Memory) -> Tensor:
         """Return what speaks for each passage: the logits of start and end of its best short span, (N,) float32."""
         where = self._pointable(held)
-        start, end = (values.numpy() for values in self.model.point(states[torch.from_numpy(where.places)]))
+        places = torch.from_numpy(where.places).to(states.device)
+        start, end = (values.cpu().numpy() for values in self.model.point(states[places]))
         ends = np.cumsum(where.counts)
         parts = [slice(stop - count, stop) for stop, count in zip(ends, where.counts, strict=True)]
         best = [best_span(start[part], end[part], where.passage[part], SHORT)[2] for part in parts]

@@ -107,7 +107,7 @@ class Generative:
     @staticmethod
     def _padded(memories: Sequence[Tensor]) -> Tokens:
         """Return the memories side by side, (B, M, D)."""
-        sizes = torch.tensor([len(states) for states in memories])
+        sizes = torch.tensor([len(states) for states in memories], device=memories[0].device)
         together = len(memories) > 1  # padding copies
         states = torch.nn.utils.rnn.pad_sequence(list(memories), batch_first=True) if together else memories[0][None]
         return Tokens.of(states, sizes, 0)
@@ -147,10 +147,10 @@ class BertGenerative(BertRows, Generative):
         if isinstance(states, MergedRows):
             pairs = zip(states.parts, states.numbers, strict=True)
             return replace(states, parts=[self._merged(part, [rows[n] for n in batch], held) for part, batch in pairs])
-        passage = torch.cat([torch.arange(len(row)) >= held.question for row in rows])
+        passage = torch.cat([torch.arange(len(row)) >= held.question for row in rows]).to(states.device)
         ends = np.cumsum([len(row) for row in rows])
-        begins = np.concatenate([(start, start + held.question) for start in (0, *ends[:-1])])
-        known = Known.of_passages(torch.cat(rows), torch.from_numpy(begins), self.model.embedding)
+        begins = torch.from_numpy(np.concatenate([(start, start + held.question) for start in (0, *ends[:-1])]))
+        known = Known.of_passages(torch.cat(rows).to(states.device), begins.to(states.device), self.model.embedding)
         return self.model.finish(states, self.model.told(known, passage))
 
     def _merged(self, part: Tokens, rows: list[Tensor], held: Memory) -> Tokens:
@@ -160,7 +160,8 @@ class BertGenerative(BertRows, Generative):
             laid[: len(row)] = row
         index = torch.arange(ids.shape[1])[None]
         passage = (index >= held.question) & (index < torch.tensor([len(row) for row in rows])[:, None])
-        return self.model.finish_merged(part, ids, passage)
+        device = part.hidden.device
+        return self.model.finish_merged(part, ids.to(device), passage.to(device))
 
     def _quoted(self, answer: Answer, held: Memory) -> Answer:
         """Return an answer as the text with the most evidence that holds its tokens writes it, and where."""

@@ -21,24 +21,21 @@ from btr.errors import InputError
 from btr.model import layout
 from btr.model.bert_fid import BertFiD
 from btr.model.binarize import round_scale
-from btr.model.checkpoint import digest, load_reader, load_tokenizer, save_reader
+from btr.model.checkpoint import digest, save_reader
 from btr.model.config import Mode, ReaderConfig
 from btr.model.fid import FiD
 from btr.model.int8_decoding import Matrices
 from btr.model.kinds import Model
 from btr.model.layout import Halves, MergedRows, in_batches, length_batches, pad, pruning_features, steady
 from btr.model.merge import Preset, Schedule
-from btr.model.weights import resolve
 from btr.reader.answer import Answer, Listener, Memory, Stopwatch
 from btr.reader.expansion import known, read_later, rebuilt
 from btr.reader.extractive import Extractive
 from btr.reader.generative import BertGenerative, Generative
+from btr.reader.loading import load
 from btr.reader.passages import PassageText, titled
 from btr.reader.refusals import check_encoded, check_merge, check_mode, check_prune, check_question, check_threshold
 from btr.storage.encoded import Encoded
-
-DEFAULT_READER = Path(__file__).parents[1] / "default_reader"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def text_of(model: Model, tokenizer: Tokenizer) -> Generative | Extractive:
@@ -63,28 +60,26 @@ class Reader:
 
     @classmethod
     def from_pretrained(
-        cls, path_or_id: str | Path | None = None, *, k: int | None = None, dtype: str = "float32"
+        cls,
+        path_or_id: str | Path | None = None,
+        *,
+        k: int | None = None,
+        dtype: str = "float32",
+        device: str | torch.device = "cpu",
     ) -> "Reader":
         """Load a reader folder or hub id; None is the reader shipped with btr.
 
         A plain Hugging Face T5 answers in `full` mode, and with k in the others too (then `calibrate` it, or the signs
         have the paper's mean 0 and magnitude 1).
 
+        dtype: float32, bfloat16, or auto: bfloat16 where the device multiplies it. device: cpu, cuda, cuda:1, mps, or
+        auto: the accelerator that is here, if there is one.
+
         Raises:
-            InputError: missing or damaged files, a model that is not T5, a dtype other than float32 and bfloat16, or a
+            InputError: missing or damaged files, a model that is not T5, another dtype, a device that is not here, or a
                 wrong k.
         """
-        if dtype not in DTYPES:
-            raise InputError(f"dtype is {dtype!r}; use {' or '.join(DTYPES)} (T5 overflows in float16)")
-        if path_or_id is None and not DEFAULT_READER.is_dir():
-            raise InputError("this installation has no default reader; pass a reader folder or a hub id")
-        folder = resolve(str(path_or_id if path_or_id is not None else DEFAULT_READER))
-        model, tokenizer = load_reader(folder, DTYPES[dtype], k), load_tokenizer(folder)
-        pieces, rows = tokenizer.get_vocab_size(), model.vocab_size
-        if pieces > rows:
-            raise InputError(
-                f"{folder}: the tokenizer has {pieces} pieces, the model {rows}; copy the one it was made with"
-            )
+        model, tokenizer = load(path_or_id, k, dtype, device)
         return cls(model, tokenizer, str(path_or_id or "default"))
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -95,11 +90,20 @@ class Reader:
         """Write single answers with the decoder's weights rounded to int8: sooner, and not quite the same.
 
         Raises:
-            InputError: a span reader, which has no decoder.
+            InputError: a span reader, which has no decoder; or one that is not on the CPU, as the kernels are.
         """
         if not isinstance(self._text, Generative):
             raise InputError("a span reader has no decoder to round; leave that out")
+        if self.device.type != "cpu":
+            raise InputError(
+                f"a decoder is rounded for the CPU, this one is on {self.device}; leave that out, or device"
+            )
         self._text.rounded = Matrices.of(self._text.t5)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.model.embedding.device
 
     @property
     def config(self) -> ReaderConfig:
@@ -208,11 +212,11 @@ class Reader:
         lengths = np.array([len(row) for row in ids], np.int32)
         offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
         tokens = np.array([t for row in ids for t in row], np.uint32)
-        hidden = torch.zeros(len(tokens), self.D, dtype=self.model.dtype)
+        hidden = torch.zeros(len(tokens), self.D, dtype=self.model.dtype, device=self.device)
         for i, states in self._lower(ids):
             hidden[offsets[i] : offsets[i + 1]] = states
         with steady(len(tokens)):
-            signs, scale = self.model.keep(hidden, known(self.model, tokens, offsets[:-1]))
+            signs, scale = (kept.cpu() for kept in self.model.keep(hidden, known(self.model, tokens, offsets[:-1])))
         unread = torch.from_numpy(~read_later(self.model, tokens))
         signs[unread], scale[unread] = False, 0
         binary = mode == "binary"
@@ -221,7 +225,7 @@ class Reader:
             self.fingerprint, self.bits if binary else self.D, names, titles, contents, lengths, tokens,
             round_scale(scale).numpy(),
             kernels.pack(signs.numpy()) if binary else None,
-            None if binary else hidden.float().numpy(),
+            None if binary else hidden.float().cpu().numpy(),
         )  # fmt: skip
 
     @torch.inference_mode()
@@ -234,7 +238,7 @@ class Reader:
             yield from ((i, hidden[r, : len(ids[i])]) for r, i in enumerate(batch))
 
     def _padded(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        return pad(ids, self.model.pad_token_id)
+        return pad(ids, self.model.pad_token_id, self.device)
 
     def schedule(self, name: Preset, ratio: float = 0.2, g: int = 3) -> Schedule:
         """Return a merge schedule for this reader: 'every' g-th layer, or the paper's 'algorithm' (all but those).
@@ -366,7 +370,7 @@ class Reader:
         ids = self.question_ids(question)
         halves, held = self._apart(ids, passages, "binary", Stopwatch())
         scores = self._text.passage_score(in_batches(halves.rows, self._joiner(halves)), held)
-        return pruning_features(self.model, halves), scores
+        return pruning_features(self.model, halves).cpu(), scores
 
     def _join(self, halves: Halves, merge: Schedule | None) -> Tensor | MergedRows:
         if merge is not None and isinstance(self.model, FiD | BertFiD):

@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from btr.command import Parser, check_least, run_command
+from btr.command import Parser, add_computing, check_least, run_command
 from btr.errors import InputError
+from btr.model.devices import settle
 from btr.progress import Progress, say
 from btr.retrieve.dense import bench
 from btr.retrieve.dense.build import build, is_store, read_corpus, read_store
 from btr.retrieve.dense.calibrate import calibrate
-from btr.retrieve.dense.encoder import DTYPES, Encoder
+from btr.retrieve.dense.encoder import Encoder
 from btr.retrieve.dense.quantize import MOST_CODES
 from btr.retrieve.dense.updates import shards_of
 from btr.retrieve.dense.writer import Plan
@@ -65,7 +66,7 @@ def add_build(commands: Any) -> None:
     add("--scaled", action="store_true", help="keep a scale, 2 bytes, of one code a vector too: better scores")
     add("--floats", action="store_true", help="keep float32 vectors too, to compare with; 32 times the bytes")
     add("--kind", choices=KINDS, help="what the store is searched with from now on; default: what is there, fused")
-    add("--dtype", choices=sorted(DTYPES), default="float32", help="precision of the encoder (default %(default)s)")
+    add_computing(add, "the encoder")
     number(added, "--limit", None, "passages of a corpus to read; default: all")
     number(added, "--words", 100, "words per passage when articles of a corpus are cut")
     add("--no-resume", action="store_true", help="start afresh, dropping an index that is there")
@@ -85,10 +86,10 @@ def run_build(options: argparse.Namespace) -> int:
     if not is_store(source) and not options.out:
         raise InputError(f"{source} is not a finished store; for a corpus, say with --out where to write the index")
     out = Path(options.out) if options.out else source
-    encoder = Encoder.from_pretrained(options.retriever, options.dtype)
+    dtype, device = settle(options.dtype, options.device)
+    encoder = Encoder.from_pretrained(options.retriever, dtype, device)
     plan = Plan(
-        options.retriever, encoder.fingerprint, encoder.dimension, options.codes, options.floats, options.dtype,
-        options.scaled,
+        options.retriever, encoder.fingerprint, encoder.dimension, options.codes, options.floats, dtype, options.scaled,
     )  # fmt: skip
     if options.no_resume:
         shutil.rmtree(out / DENSE, ignore_errors=True)

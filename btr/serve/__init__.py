@@ -13,6 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from btr.errors import InputError
+from btr.model.devices import settle
 from btr.reader import Reader
 from btr.retrieve.indexed import StaleIndex, open_index
 from btr.serve.app import create_app
@@ -61,10 +62,11 @@ def load(settings: Settings) -> Service:
     """Load the reader, by default the one that the store names, open the store it made and the store's index."""
     manifest = read_manifest(settings.store.absolute())
     name = settings.reader or manifest.reader or None
+    dtype, device = settle(settings.dtype, settings.device)
     try:
-        reader = Reader.from_pretrained(name, dtype=settings.dtype)
+        reader = Reader.from_pretrained(name, dtype=dtype, device=device)
         if not reader.config.k:  # a plain T5: the store knows where it was split
-            reader = Reader.from_pretrained(name, k=manifest.k, dtype=settings.dtype)
+            reader = Reader.from_pretrained(name, k=manifest.k, dtype=dtype, device=device)
     except InputError as error:
         if settings.reader or name is None:
             raise

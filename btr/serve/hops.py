@@ -23,11 +23,13 @@ from btr.storage import Encoded
 
 
 def check_hops(opened: OpenStore, request: AnswerRequest) -> None:
-    """Refuse hops over passages that are named, or over a store of which no query can be made.
+    """Refuse more than one hop over passages that are named, or over a store of which no query can be made.
 
     Raises:
         RequestError: 400.
     """
+    if request.hops == 1:
+        return
     given = [name for name in ("ids", "passages") if getattr(request, name) is not None]
     if given:
         raise RequestError(400, f"hops search the store; leave out {given[0]}, or hops", "conflict", param="hops")

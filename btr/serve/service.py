@@ -55,8 +55,8 @@ class Service:
         self.reader, self.opened, self.settings, self.model = reader, opened, settings, model
         self.mode: Mode = settings.mode
         self.top = settings.top or min(reader.config.passages, settings.max_passages)
-        given = settings.batch_tokens
-        self.batch_tokens = given if given is not None else 16384 if reader.family == "generative" else 0
+        default = 16384 if reader.family == "generative" else 0
+        self.batch_tokens = default if settings.batch_tokens is None else settings.batch_tokens
         self.pace = Pace()  # of questions in several hops
         self._opening = threading.Lock()  # so that an older look at the store never follows a newer one
 
@@ -68,8 +68,7 @@ class Service:
     @property
     def no_answer_above(self) -> float | None:
         """The probability that no passage answers over which a question is not answered, unless it says another."""
-        above = self.settings.no_answer_above
-        return self.reader.no_answer_above if above is None else above
+        return self.reader.no_answer_above if (own := self.settings.no_answer_above) is None else own
 
     def check_mode(self) -> None:
         """Refuse a store from which nothing can be answered in the mode that is the default; raises RequestError."""
@@ -140,11 +139,10 @@ class Service:
         given = [name for name in ("top_k", "ids", "passages") if getattr(request, name) is not None]
         if len(given) > 1:
             raise RequestError(400, f"send only one of top_k, ids and passages, not {' and '.join(given)}", "conflict")
-        if request.hops > 1:
-            check_hops(self.opened, request)
-        asked = {"top_k": request.top_k, "max_new_tokens": request.max_new_tokens}
-        asked |= {name: len(getattr(request, name)) for name in ("ids", "passages") if name in given}
-        for name, count in asked.items():
+        check_hops(self.opened, request)
+        counts = {"top_k": request.top_k, "max_new_tokens": request.max_new_tokens}
+        counts |= {name: len(getattr(request, name)) for name in ("ids", "passages") if name in given}
+        for name, count in counts.items():
             most = limits.max_new_tokens if name == "max_new_tokens" else limits.max_passages
             if count is not None and not 1 <= count <= most:
                 unit = "of length " if name in ("ids", "passages") else ""
@@ -155,8 +153,8 @@ class Service:
 
     def cost(self, request: AnswerRequest) -> int:
         """Estimate the passage tokens that a question will be read with."""
-        most = self.reader.config.max_passage_tokens
         if request.passages is not None:
+            most = self.reader.config.max_passage_tokens
             return sum(min(most, len(p.title + p.text) // CHARACTERS + 4) for p in request.passages)
         manifest = self.opened.store.manifest
         count = len(request.ids) if request.ids is not None else request.top_k or self.top
@@ -199,8 +197,8 @@ class Service:
             if isinstance(answer, Exception):
                 results[n] = answer
                 continue
-            asked = requests[n].question.strip()
-            cut = len(shorten(asked, self.reader)) < len(asked)
+            counts = requests[n].question.strip()
+            cut = len(shorten(counts, self.reader)) < len(asked)
             told = answer.abstaining(self._above(requests[n]))
             said = {"answer": told.text, "best_guess": told.best_guess, "question_cut": cut}
             results[n] = self._respond(found, answer, len(ready)).model_copy(update=said)

@@ -16,7 +16,7 @@ from btr.model.config import MODES, Mode
 from btr.serve.faults import shown, wanted
 
 DEFAULT_STORE = "corpus.btr"
-DType = Literal["float32", "bfloat16"]
+DType = Literal["auto", "bfloat16", "float32"]
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Home = BeforeValidator(
@@ -33,7 +33,12 @@ class Settings(BaseSettings):
     reader: Annotated[str | None, Home] = Field(
         None, description="folder or hub id of the reader; default: the store's own"
     )
-    dtype: DType = Field("float32", description="precision of the reader; bfloat16 is faster on CPUs that have it")
+    dtype: DType = Field(
+        "float32", description="precision of the reader; auto: bfloat16 where the device multiplies it, else float32"
+    )
+    device: str = Field(
+        "cpu", description="where the reader computes: cpu, cuda, cuda:1, mps, or auto: the GPU, if there is one"
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="0 takes a free one")
     mode: Mode = Field("binary", description="how passages are read when a request does not say")

@@ -142,7 +142,7 @@ def bring(arguments: argparse.Namespace, replace: bool) -> int:
     with edit(arguments.store) as editor:
         a = arguments
         mirror = replace and a.mirror
-        counts = bring_in(editor, a.corpus, a.limit, a.reader, a.workers, replace, mirror)
+        counts = bring_in(editor, a.corpus, a.limit, a.reader, a.workers, replace, mirror, a.device)
         words = COUNTED | ({"deleted": "that the corpus does not hold deleted"} if mirror else {})
         text = ", ".join(f"{count:,} {words[name]}" for name, count in counts.items() if count) or "nothing to do"
         return finish(arguments, editor, counts, text)
@@ -278,6 +278,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         more("--reader", metavar="R", help="the reader that built the store, if it has moved")
         more("--limit", type=int, metavar="N", help="passages to read; default: all")
         more("--workers", type=int, default=1, metavar="N", help="processes that encode (default %(default)s)")
+        more("--device", metavar="D", default="cpu", help="where the reader computes, as for btr precompute")
         if function is upsert:
             about = "delete what the corpus does not hold: the store is then as the corpus is"
             more("--mirror", action="store_true", help=about)

@@ -55,7 +55,14 @@ class Found:
 
 
 def bring(
-    editor: Editor, name: str, limit: int | None, reader: str | None, workers: int, replace: bool, mirror: bool = False
+    editor: Editor,
+    name: str,
+    limit: int | None,
+    reader: str | None,
+    workers: int,
+    replace: bool,
+    mirror: bool = False,
+    device: str = "cpu",
 ) -> dict[str, int]:
     """Add the articles of a corpus that the store does not hold; with `replace`, put others in place of its own.
 
@@ -71,7 +78,8 @@ def bring(
     corpus = Corpus(name, limit, words_of(manifest), fields_of(manifest))
     found = Found(manifest.ordinals)
     corpus.check()
-    source = Source(reader or manifest.reader or None, manifest.k, str(options.get("dtype") or "float32"))
+    precision = str(options.get("dtype") or "float32")
+    source = Source.settled(reader or manifest.reader or None, manifest.k, precision, device)
     loaded = source.load()
     _check_reader(editor, loaded)
     with editor.view.read() as reading:

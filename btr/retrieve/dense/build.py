@@ -53,13 +53,13 @@ class Embedding:
     plan: Plan
 
     @classmethod
-    def load(cls, retriever: str, codes: int, scaled: bool, dtype: str) -> Self:
+    def load(cls, retriever: str, codes: int, scaled: bool, dtype: str, device: str) -> Self:
         """Load the encoder.
 
         Raises:
             InputError: it is missing or damaged.
         """
-        encoder = Encoder.from_pretrained(retriever, dtype)
+        encoder = Encoder.from_pretrained(retriever, dtype, device)
         plan = Plan(retriever, encoder.fingerprint, encoder.dimension, codes, dtype=dtype, scaled=scaled)
         return cls(encoder, plan)
 

@@ -24,6 +24,7 @@ from btr.errors import InputError
 from btr.model.bert import Bert
 from btr.model.checkpoint import digest, load_tokenizer, tensors, write
 from btr.model.config import BertConfig, ConfigError
+from btr.model.devices import DTYPES, choose_device, choose_dtype
 from btr.model.layout import length_batches, pad, steady
 from btr.model.marks import marks
 from btr.model.parameter_names import bert_tensors, fit_bert
@@ -32,7 +33,6 @@ from btr.words import WIDEST
 
 Kind = Literal["query", "passage"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BATCH_TOKENS = 8192  # padding counted
 LONGEST = 512  # tokens, where the folder does not say
 MODULES = "modules.json"
@@ -98,14 +98,14 @@ class Encoder:
             raise InputError(f"{name}: the tokenizer makes nothing of an empty text; {cure}")
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str, dtype: str = "float32") -> Self:
-        """Load a folder or a hub id.
+    def from_pretrained(cls, path_or_id: str, dtype: str = "float32", device: str | torch.device = "cpu") -> Self:
+        """Load a folder or a hub id; dtype and device as of a reader.
 
         Raises:
-            InputError: not there, damaged, or not an encoder that this implementation knows.
+            InputError: not there, damaged, or not an encoder that this implementation knows; no such device or dtype.
         """
-        if dtype not in DTYPES:
-            raise InputError(f"dtype is {dtype!r}; use {' or '.join(DTYPES)}")
+        place = choose_device(device)
+        precision = DTYPES[choose_dtype(dtype, place)]
         folder = resolve(path_or_id)
         model, tokenizer = load_embedder(folder), load_tokenizer(folder)
         if tokenizer.get_vocab_size() > model.bert.config.vocab_size:
@@ -115,7 +115,7 @@ class Encoder:
             )
         aligned = read_json(folder / OWN).get("aligned", []) if (folder / OWN).exists() else []
         encoder = cls(model, tokenizer, Path(path_or_id).name, aligned=[str(one) for one in aligned])
-        encoder.model.to(DTYPES[dtype])
+        encoder.model.to(place, precision)
         return encoder
 
     @property
@@ -140,9 +140,10 @@ class Encoder:
         ids = self.tokenize(texts, kind)
         vectors = np.empty((len(ids), self.dimension), np.float32)
         for batch in length_batches([len(row) for row in ids], BATCH_TOKENS):
-            rows, lengths = pad([ids[i] for i in batch], self.model.bert.config.pad_token_id)
+            place = self.model.bert.embedding.weight.device
+            rows, lengths = pad([ids[i] for i in batch], self.model.bert.config.pad_token_id, place)
             with steady(rows.numel()):
-                vectors[batch] = self.model(rows, lengths).numpy()
+                vectors[batch] = self.model(rows, lengths).cpu().numpy()
         return vectors
 
     def save(self, folder: Path, facts: dict[str, Any] | None = None) -> None:

@@ -346,7 +346,7 @@ def test_split_that_contradicts_the_folder_is_refused(saved: Path, k: int) -> No
 
 @pytest.mark.parametrize("dtype", ["float16", "half", "int8"])
 def test_other_precisions_are_refused(saved: Path, dtype: str) -> None:
-    with pytest.raises(InputError, match=rf"dtype is '{dtype}'; use float32 or bfloat16 \(T5 overflows in float16\)"):
+    with pytest.raises(InputError, match=rf"dtype is '{dtype}'; use float32, bfloat16 or auto \(T5"):
         Reader.from_pretrained(saved, dtype=dtype)
 
 

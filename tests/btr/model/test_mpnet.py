@@ -22,7 +22,7 @@ from btr.model.checkpoint import configured, load_reader, load_tokenizer, save_r
 from btr.model.config import BertConfig, ConfigError, Mode, MPNetConfig
 from btr.model.layout import Halves, MergedRows
 from btr.model.pruning import Pruner
-from btr.model.span import SpanReader
+from btr.model.span_head import SpanReader
 from btr.model.split import unpadded
 from btr.reader import Reader
 from btr.retrieve.dense.encoder import Encoder

@@ -1,0 +1,81 @@
+"""Where a model computes, and in which precision: chosen by name, or by what is here."""
+
+from pathlib import Path
+
+import torch
+
+from btr.errors import InputError
+from btr.progress import say
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = ("auto", *sorted(DTYPES))  # as btr.command has them
+PROCESSOR = Path("/proc/cpuinfo")
+MULTIPLIES = {"avx512_bf16", "amx_bf16"}  # what a processor that multiplies bfloat16 says of itself
+
+
+def choose_device(asked: str | torch.device = "cpu") -> torch.device:
+    """Return a device by its name, as torch has it (cpu, cuda, cuda:1, mps, ...); auto: the accelerator, else the CPU.
+
+    Raises:
+        InputError: torch knows no such device, or none is here.
+    """
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if asked == "auto":
+        return there or torch.device("cpu")
+    found = f"cpu and {there.type}" if there else "cpu"
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise InputError(f"device is {asked!r}, which torch does not know; there is {found}, or auto") from None
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if there is None or device.type != there.type:
+        cure = f"use device cpu, or, where there is one, install a build of torch for {device.type}"
+        raise InputError(f"torch {torch.__version__} sees no {device.type} device here, there is {found}; {cure}")
+    if (device.index or 0) >= (count := torch.accelerator.device_count()):
+        raise InputError(f"device is {asked!s}, torch sees {count} of them, numbered from 0; use {device.type}:0")
+    return device
+
+
+def choose_dtype(asked: str, device: torch.device) -> str:
+    """Return the name of a precision; auto: bfloat16 where the device multiplies it, else float32.
+
+    It is never float16, in which T5 overflows.
+
+    Raises:
+        InputError: there is no such precision.
+    """
+    if asked not in PRECISIONS:
+        raise InputError(f"dtype is {asked!r}; use {', '.join(DTYPES)} or auto (T5 overflows in float16)")
+    if asked != "auto":
+        return asked
+    return "bfloat16" if multiplies_bfloat16(device) else "float32"
+
+
+def settle(dtype: str, device: str) -> tuple[str, str]:
+    """Return precision and device for what a command was asked for; what `auto` came to is said.
+
+    Raises:
+        InputError: as `choose_device` and `choose_dtype`.
+    """
+    place = choose_device(device)
+    precision = choose_dtype(dtype, place)
+    if "auto" in (dtype, device):
+        say(f"computing in {precision} on {place}")
+    return precision, str(place)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device has instructions that multiply bfloat16; of an Apple GPU it is not known to be faster."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(MULTIPLIES & flags())
+
+
+def flags() -> set[str]:
+    """Return what the processor says that it can do; nothing where the system does not tell."""
+    try:
+        lines = PROCESSOR.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
