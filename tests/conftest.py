@@ -1,6 +1,5 @@
 """What every test stands on: no network but loopback, few threads, the same examples on every run."""
 
-import importlib
 import ipaddress
 import itertools
 import os
@@ -18,7 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning about fo
 import pytest
 from hypothesis import settings
 
-from btr import progress
+import btr.progress
 
 if TYPE_CHECKING:  # slow to import, and most tests do without
     from tokenizers import Tokenizer
@@ -31,7 +30,7 @@ if TYPE_CHECKING:  # slow to import, and most tests do without
 
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
-progress.PLAIN = float("inf")  # the lines that come now and then: how many there are depends on the load
+btr.progress.PLAIN = float("inf")  # the lines that come now and then: how many there are depends on the load
 
 
 class NetworkBlocked(RuntimeError):
@@ -86,7 +85,8 @@ for _name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run in which tests were skipped, where NO_SKIPS is set: the gate installs all that they need but a GPU."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    skipped = [report for report in reporter.stats.get("skipped", ()) if "cuda" not in report.keywords]
+    stats = getattr(reporter, "stats", {})  # a worker of pytest-xdist has no reporter
+    skipped = [one for one in stats.get("skipped", ()) if "cuda" not in one.keywords]
     if os.environ.get("NO_SKIPS") and skipped and not session.exitstatus:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         reporter.write_line("NO_SKIPS is set, and tests were skipped (reasons: pytest -rs)", red=True)
@@ -94,12 +94,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what is marked `cuda` where there is none."""
-    if item.get_closest_marker("cuda") and not importlib.import_module("torch").cuda.is_available():
+    if item.get_closest_marker("cuda") and not pytest.importorskip("torch").cuda.is_available():
         pytest.skip("torch sees no CUDA device here")
 
 
-# Fixtures shared by more than one room go below.
-# They are made once for all tests: whoever wants to change one takes a deep copy.
+# Fixtures shared by more than one room, made once for all tests: whoever wants to change one takes a deep copy.
 
 # Shape of T5: seed. 1.0 has ReLU, its head tied to the embedding, its output scaled; 1.1 a gate, a head of its own, no
 # scaling. With these seeds some answers end by themselves and some do not, and they are not all alike.
@@ -397,5 +396,5 @@ def calibrate_clear() -> "Callable[..., None]":
 def gap(values: "Tensor") -> "Tensor":
     """Return the middle of the widest gap between the quartiles of values (M, D): (D,)."""
     middle = values.detach().sort(0).values[len(values) // 4 : -(len(values) // 4)]
-    below = middle.diff(dim=0).argmax(0, keepdim=True)
+    below = middle.diff(dim=0).argmax(0)[None]
     return (middle.gather(0, below) + middle.gather(0, below + 1))[0] / 2

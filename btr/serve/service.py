@@ -197,8 +197,8 @@ class Service:
             if isinstance(answer, Exception):
                 results[n] = answer
                 continue
-            counts = requests[n].question.strip()
-            cut = len(shorten(counts, self.reader)) < len(asked)
+            question = requests[n].question.strip()
+            cut = len(shorten(question, self.reader)) < len(question)
             told = answer.abstaining(self._above(requests[n]))
             said = {"answer": told.text, "best_guess": told.best_guess, "question_cut": cut}
             results[n] = self._respond(found, answer, len(ready)).model_copy(update=said)
