@@ -66,6 +66,7 @@ class Pace:
         self._rounds: deque[tuple[int, bool]] = deque(maxlen=ROUNDS)
         self._sums = [0.0] * 5  # of searches, weighted: 1, s, s^2, seconds, s * seconds
         self._since = 0  # steps without a guess
+        self.outcomes = {"accepted": 0, "rejected": 0}  # guesses of all rounds, as far as searches told
 
     @property
     def g(self) -> float:
@@ -95,6 +96,8 @@ class Pace:
     def ended(self, matched: int, wrong: bool) -> None:
         """Learn how many guesses of a round were right, and whether a wrong one ended it."""
         self._rounds.append((matched, wrong))
+        self.outcomes["accepted"] += matched
+        self.outcomes["rejected"] += wrong
 
     def stride(self) -> int:
         """Return how many steps to guess; 0: none, as it would not pay, or is not known to."""

@@ -41,6 +41,8 @@ class Dispatcher:
         self.metrics.watch("btr_connections", "Connections that are open", lambda: self.connections)
         self.metrics.watch("btr_ready", "1 if new questions are taken", lambda: self.ready)
         self.metrics.watch("btr_passages", "Passages in the store", lambda: self.service.passages)
+        about = "Guesses at what the next search of a question in several hops finds, by outcome"
+        self.metrics.count("btr_hop_guesses", about, "outcome", lambda: self.service.pace.outcomes)
 
     @property
     def ready(self) -> bool:

@@ -1,8 +1,10 @@
 """Count what the server does, for Prometheus."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily
 
 from btr.serve.schema import AnswerResponse
 
@@ -40,6 +42,10 @@ class Metrics:
         """Show a number that is asked for when it is looked at."""
         Gauge(name, about, registry=self.registry).set_function(read)
 
+    def count(self, name: str, about: str, label: str, read: Callable[[], Mapping[str, float]]) -> None:
+        """Show what somebody else counts, by the values of a label."""
+        self.registry.register(_Counted(name, about, label, read))
+
     def count_batch(self, answers: list[AnswerResponse], waits: list[float]) -> None:
         """Count what one batch took; phases of the reader are shared by all its questions."""
         for wait in waits:
@@ -57,3 +63,20 @@ class Metrics:
     def render(self) -> bytes:
         """Write all numbers as Prometheus reads them."""
         return generate_latest(self.registry)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Hand on what is counted elsewhere (prometheus_client's `Collector`)."""
+
+    name: str
+    about: str
+    label: str
+    read: Callable[[], Mapping[str, float]]
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield the numbers as they are now."""
+        family = CounterMetricFamily(self.name, self.about, labels=[self.label])
+        for value, number in self.read().items():
+            family.add_metric([value], number)
+        yield family

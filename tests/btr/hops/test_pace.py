@@ -95,6 +95,14 @@ def test_nothing_is_guessed_before_anything_is_known_nor_where_it_cannot_win() -
     assert [pace.stride() for _ in range(64)] == ([0] * 31 + [1]) * 2  # a look, now and then
 
 
+def test_guesses_are_counted_by_outcome() -> None:
+    pace = Pace()
+    for _ in range(100):  # more rounds than the chance is estimated over
+        pace.ended(2, True)
+        pace.ended(3, False)
+    assert pace.outcomes == {"accepted": 500, "rejected": 100}
+
+
 def test_cost_of_a_search_is_fitted_by_least_squares() -> None:
     pace = Pace()
     for _ in range(50):

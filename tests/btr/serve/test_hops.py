@@ -103,6 +103,9 @@ def test_guesses_change_nothing_but_the_time(kit: Any, port: int, index: Followi
     desk_.service.pace.stride = lambda: 1  # type: ignore[method-assign]
     sooner = kit.ask(port, hops=3, top_k=2)
     assert known[0] == [2, 3] and len(known) == 2  # what was come across
+    counted = kit.send(port, "GET", "/metrics")[2]
+    assert 'btr_hop_guesses_total{outcome="accepted"} 0.0' in counted
+    assert 'btr_hop_guesses_total{outcome="rejected"} 2.0' in counted
     assert {name: sooner[name] for name in sooner if name != "timings"} == {
         name: plain[name] for name in plain if name != "timings"
     }
