@@ -54,9 +54,10 @@ class Dev:
     def answer(self, reader: Reader, question: Question, mode: Mode) -> str:
         """Answer a question from its own passages; nothing if it has none to read."""
         try:
-            passages = own_passages(question, self.passages)
+            passages = own_passages(question, self.passages, self.asked.kind == "claim")
             asked = shorten(prompt(question, self.asked.kind), reader)
-            return reader.answer(asked, passages, mode, self.most, no_answer_above=1.0).text
+            choices = self.asked.choices(question)
+            return reader.answer(asked, passages, mode, self.most, no_answer_above=1.0, choices=choices).text
         except InputError:
             return ""
 

@@ -29,12 +29,12 @@ from btr.model.kinds import Model
 from btr.model.layout import Halves, MergedRows, in_batches, length_batches, pad, pruning_features, steady
 from btr.model.merge import Preset, Schedule
 from btr.model.weights import resolve
+from btr.reader import refusals
 from btr.reader.answer import Answer, Listener, Memory, Stopwatch
 from btr.reader.expansion import known, read_later, rebuilt
 from btr.reader.extractive import Extractive
 from btr.reader.generative import BertGenerative, Generative
 from btr.reader.passages import PassageText, titled
-from btr.reader.refusals import check_encoded, check_merge, check_mode, check_prune, check_question, check_threshold
 from btr.storage.encoded import Encoded
 
 DEFAULT_READER = Path(__file__).parents[1] / "default_reader"
@@ -154,7 +154,7 @@ class Reader:
         Raises:
             InputError: no passages, one without text, or a reader without k.
         """
-        check_mode("binary", self.config)
+        refusals.check_mode("binary", self.config)
         if not len(passages):
             raise InputError("no passages to calibrate from; pass at least one")
         ids, _ = self.passage_ids(titled(passages))
@@ -172,7 +172,7 @@ class Reader:
             InputError: blank, or longer than the reader's limit.
         """
         question, most = question.strip(), self.config.max_question_tokens
-        check_question(question, most)
+        refusals.check_question(question, most)
         ids = self._text.question_ids(question)
         if len(ids) > most:
             raise InputError(f"the question has {len(ids)} tokens, this reader reads {most}; shorten it")
@@ -202,7 +202,7 @@ class Reader:
         self, passages: Sequence[PassageText], ids: Sequence[Sequence[int]], mode: Mode = "binary"
     ) -> Encoded:
         """Encode passages whose tokens `passage_ids` has made; as `encode_passages`."""
-        check_mode(mode, self.config)
+        refusals.check_mode(mode, self.config)
         if mode == "full":
             raise InputError("mode 'full' reads passages with the question and keeps nothing; use 'binary' or 'float'")
         lengths = np.array([len(row) for row in ids], np.int32)
@@ -255,6 +255,7 @@ class Reader:
         merge: Schedule | None = None,
         prune: int = 0,
         no_answer_above: float | None = None,
+        choices: Sequence[str] | None = None,
     ) -> Answer:
         """Answer one question from passages, or from what `encode_passages` or a store gave; no mode: the reader's own.
 
@@ -264,12 +265,14 @@ class Reader:
             apart, from their tokens.
         no_answer_above: the probability that no passage answers over which it abstains, and has a best guess alone; 1:
             it never does; None: the reader's own. A generative reader knows no such probability.
+        choices: what to choose from, by likelihood, instead of writing freely; a span reader cannot.
 
         Raises:
             InputError: blank or over-long question, no passages, an Encoded of another reader or of another mode, or a
-                schedule or number that this reader or mode cannot follow.
+                schedule, number or choice that this reader or mode cannot follow.
         """
-        return self.answer_batch([question], [passages], mode, max_new_tokens, merge, prune, None, no_answer_above)[0]
+        more = (merge, prune, None, no_answer_above, None if choices is None else [choices])
+        return self.answer_batch([question], [passages], mode, max_new_tokens, *more)[0]
 
     @torch.inference_mode()
     def answer_batch(
@@ -282,17 +285,19 @@ class Reader:
         prune: int = 0,
         listener: Listener | None = None,
         no_answer_above: float | None = None,
+        choices: Sequence[Sequence[str]] | None = None,
     ) -> list[Answer]:
         """Answer B questions, each from its own passages; as `answer`, decoded together; a listener hears of it."""
         mode = mode or self.config.default_mode
-        check_mode(mode, self.config)
+        refusals.check_mode(mode, self.config)
         merge = merge if merge is not None and merge.merges else None
         if merge is not None:
-            check_merge(merge, self.schedule("none"), mode)
-        check_prune(self.model, prune, self.name)
+            refusals.check_merge(merge, self.schedule("none"), mode)
+        refusals.check_prune(self.model, prune, self.name)
         if len(questions) != len(passages):
             raise InputError(f"{len(questions)} questions and {len(passages)} lists of passages; pass as many of each")
-        above = check_threshold(self.no_answer_above if no_answer_above is None else no_answer_above)
+        above = refusals.check_threshold(self.no_answer_above if no_answer_above is None else no_answer_above)
+        refusals.check_choices(choices, len(questions), self.family)
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens}; use 1 or more")
         if not questions:
@@ -305,6 +310,8 @@ class Reader:
             if not len(given):
                 raise InputError("no passages to read; pass at least one")
             memories.append(self._remember(ids, given, mode, merge, prune, watch))
+        if choices is not None and isinstance(self._text, Generative):
+            return self._text.answer(memories, mode, max_new_tokens, watch, choices)
         return [answer.abstaining(above) for answer in self._text.answer(memories, mode, max_new_tokens, watch)]
 
     def _remember(
@@ -344,7 +351,7 @@ class Reader:
         """Take what layers 1..k make of a question and, apart from it, of its passages; and what a memory holds."""
         with watch("encode"):
             encoded = given if isinstance(given, Encoded) else self.encode_passages(given, mode)
-            check_encoded(encoded, mode, self.fingerprint)
+            refusals.check_encoded(encoded, mode, self.fingerprint)
             asked = self.model.lower(*self._padded([question]))[0]
         with watch("expand"):
             streams, read = [asked, self.model.normalised(asked)], read_later(self.model, encoded.token_ids)
@@ -360,7 +367,7 @@ class Reader:
         Raises:
             InputError: a reader without k, or as `answer`.
         """
-        check_mode("binary", self.config)
+        refusals.check_mode("binary", self.config)
         if not len(passages):
             raise InputError("no passages to look at; pass at least one")
         ids = self.question_ids(question)
