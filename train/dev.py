@@ -54,9 +54,10 @@ class Dev:
     def answer(self, reader: Reader, question: Question, mode: Mode) -> str:
         """Answer a question from its own passages; nothing if it has none to read."""
         try:
-            passages = own_passages(question, self.passages)
-            asked = shorten(prompt(question, self.questions.kind), reader)
-            return reader.answer(asked, passages, mode, self.most, no_answer_above=1.0).text
+            passages = own_passages(question, self.passages, self.questions.kind == "claim")
+            shortened = shorten(prompt(question, self.questions.kind), reader)
+            choices = self.questions.choices(question)
+            return reader.answer(shortened, passages, mode, self.most, no_answer_above=1.0, choices=choices).text
         except InputError:
             return ""
 

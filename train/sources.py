@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from btr.corpus import read_passages, read_questions
-from btr.corpus.questions import find_questions
+from btr.corpus.questions import find_questions, prompt
 from btr.errors import InputError
 from btr.metrics import normalise
 from btr.model.checkpoint import digest
@@ -25,7 +25,7 @@ from btr.train.spans import SpanExample, SpanSource, collate_spans
 from btr.train.tasks import ChoiceSource, ClaimSource, from_choices, from_claims
 
 Lay = Callable[..., Tensors]
-KINDS = {"claim": "claims to judge", "choice": "multiple choice"}
+KINDS = {"claim": "claims to judge", "choice": "multiple choice", "yes/no": "questions of yes or no"}
 DECIDING = (  # options that decide the batches, beside the tokenizer and the files
     *("batch", "passages", "row_tokens", "question_tokens", "answer_tokens", "unanswerable"),
     *("text_passages", "text_words", "text_share", "blanks", "corruption"),
@@ -95,7 +95,8 @@ def open_file(path: str, excluded: set[str], options: argparse.Namespace, extrac
         return ClaimSource(from_claims(kept), 1, words)
     if found.kind == "choice":
         return ChoiceSource(from_choices(kept), 1, words)
-    read = from_questions(kept, answerable=not extractive)
+    asked = [replace(question, question=prompt(question, found.kind)) for question in kept]
+    read = from_questions(asked, answerable=not extractive)
     if not read:
         raise InputError(
             f"{path}: no question that is not excluded has a passage holding an answer; "

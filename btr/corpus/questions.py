@@ -13,8 +13,10 @@ The hub has more than one copy of most; those here load without running code of 
 import difflib
 import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from glob import escape, glob
 from typing import Any, Literal
 
@@ -23,10 +25,18 @@ from btr.corpus.passages import SUFFIXES, Question, read_questions
 from btr.corpus.pieces import Passage
 from btr.corpus.records import Record, open_records
 from btr.corpus.sample import SAMPLE
-from btr.corpus.tasks import fever_label, fever_question, mmlu_question
+from btr.corpus.tasks import (
+    FEVER_LABELS,
+    YES_NO,
+    fever_label,
+    fever_question,
+    mmlu_question,
+    yes_no_question,
+    yes_or_no,
+)
 from btr.errors import InputError
 
-Kind = Literal["question", "claim", "choice"]  # answered by words, by a label of FEVER, by a letter
+Kind = Literal["question", "claim", "choice", "yes/no"]  # answered by words, a label of FEVER, a letter, yes or no
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,32 @@ class QuestionSet:
     source: str
     questions: list[Question]
     unanswerable: tuple[Question, ...] = ()
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that some claim has: FEVER has three, sets made from it often two."""
+        found = {fever_label(question.answers[0]) for question in self.questions}
+        return tuple(label for label in FEVER_LABELS if label in found)
+
+    def choices(self, question: Question) -> tuple[str, ...] | None:
+        """Return what the answer to a question is one of; None: it is free."""
+        if self.kind == "choice":
+            return tuple(letter for letter, _ in question.options)
+        return {"claim": self.labels, "yes/no": YES_NO}.get(self.kind) if self.kind != "question" else None
+
+    def guess(self) -> tuple[str, list[float]] | None:
+        """Return how well one does without reading: by the commonest answer of all, of a choice by chance.
+
+        Its name, and the score of each question; None where answers are free.
+        """
+        if self.kind == "question":
+            return None
+        if self.kind == "choice":
+            return "chance", [1 / len(question.options) for question in self.questions]
+        name = fever_label if self.kind == "claim" else yes_or_no
+        given = [name(question.answers[0]) for question in self.questions]
+        common = Counter(given).most_common(1)[0][0]
+        return f"always '{common}'", [float(answer == common) for answer in given]
 
 
 def find_questions(
@@ -103,6 +139,8 @@ def prompt(question: Question, kind: Kind) -> str:
     """Return what the reader is asked."""
     if kind == "choice":
         return mmlu_question(question.question, question.options)
+    if kind == "yes/no":
+        return yes_no_question(question.question)
     return fever_question(question.question) if kind == "claim" else question.question
 
 
@@ -125,8 +163,10 @@ def _kind(questions: list[Question]) -> Kind:
         return "question"
     if all(question.options for question in questions):
         return "choice"
-    labels = all(fever_label(answer) for question in questions for answer in question.answers)
-    return "claim" if labels else "question"
+    answers = [answer for question in questions for answer in question.answers]
+    if all(map(fever_label, answers)):
+        return "claim"
+    return "yes/no" if all(map(yes_or_no, answers)) else "question"
 
 
 def _check_answer(question: Question, kind: Kind, source: str) -> None:

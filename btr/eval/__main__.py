@@ -30,7 +30,7 @@ from btr.eval.figures import METRICS, NO_ANSWER, Run, describe, recall, score, t
 from btr.eval.options import check_outputs, read_counts, read_modes
 from btr.eval.predictions import Prediction, Predictions, input_digest
 from btr.hops.answer import check_hops
-from btr.metrics import holds_answer
+from btr.metrics import holds_answer, percent
 from btr.model.checkpoint import digest
 from btr.model.config import MODES, Mode
 from btr.model.devices import settle
@@ -151,7 +151,7 @@ class Evaluation:
         passages = list(passages)
         whole = prompt(question, kind)
         asked = shorten(whole, setting.reader)  # as the server does
-        row = self._read(setting, number, asked, passages) if passages else {}
+        row = self._read(setting, question, number, asked, passages) if passages else {}
         text = row.pop("text", "")
         if len(asked) < len(whole):
             row["cut"] = asked
@@ -163,7 +163,9 @@ class Evaluation:
             return row | {"em": right, "f1": right}
         return row | score(text, question, kind)
 
-    def _read(self, setting: Setting, number: int, asked: str, passages: list[Passage]) -> dict[str, Any]:
+    def _read(
+        self, setting: Setting, question: Question, number: int, asked: str, passages: list[Passage]
+    ) -> dict[str, Any]:
         """Answer one question; what can be done before it is asked is not timed, reading stored bits is.
 
         In several hops their searches are timed too, and `passages` is made those of the last.
@@ -174,7 +176,8 @@ class Evaluation:
         merge = reader.schedule("algorithm", setting.merge) if setting.merge else None
 
         def read(given: Any, most: int) -> Answer:
-            return reader.answer(asked, given, mode, most, merge, setting.prune, no_answer_above=1.0)  # its best guess
+            more = (merge, setting.prune, 1.0, self.asked.choices(question))  # 1: its best guess
+            return reader.answer(asked, given, mode, most, *more)
 
         def answer(most: int) -> Answer:
             if setting.hops > 1:
@@ -189,6 +192,8 @@ class Evaluation:
         began = perf_counter()
         found = answer(self.max_new_tokens)
         row: dict[str, Any] = {"text": found.text, "seconds": round(perf_counter() - began, 6)}
+        if found.choices:
+            row["choices"] = [round(likely, 6) for likely in found.choices]
         if found.no_answer is not None:
             row["no_answer"] = round(found.no_answer, 6)
         if found.span is not None:
@@ -247,7 +252,7 @@ def check_readers(settings: list[Setting], asked: QuestionSet, evidence: Evidenc
         check_prune(reader.model, setting.prune, reader.name)
         if asked.kind != "question" and reader.family == "extractive":
             cure = "evaluate a generative reader, or another task"
-            raise InputError(f"{asked.task} wants a label, and reader {reader.name} quotes passages; {cure}")
+            raise InputError(f"{asked.task} gives choices, and reader {reader.name} quotes passages; {cure}")
         if not uses_store(setting, evidence.store) and not evidence.has_texts():
             cure = "evaluate mode 'binary' of the store's reader, or keep the texts (precompute without --no-text)"
             raise InputError(f"the store keeps no texts, and mode {mode!r} of reader {reader.name} reads them; {cure}")
@@ -340,7 +345,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         refuse = asked.kind == "question" and all(setting.reader.family == "extractive" for setting in settings)
         unanswerable = [q for q in asked.unanswerable if refuse and (q.passages or store is not None)]
         whole = replace(asked, questions=[*asked.questions, *unanswerable])
-        evidence = Evidence(whole.questions, counts[-1], store, options.retriever)
+        evidence = Evidence(whole.questions, counts[-1], store, options.retriever, asked.kind == "claim")
         evidence.check()
         if store is not None:
             check_hops(options.hops, store)
@@ -358,8 +363,10 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
             say(f"{options.out}: going on after {len(predictions)} predictions")
         runs = run_all(Evaluation(whole, evidence, predictions, options.max_new_tokens), settings)
         ranks = evidence.ranks() if store is not None and asked.kind == "question" and evidence.has_texts() else None
+    guess = asked.guess()
     return {
         "task": asked.task, "questions": len(asked.questions), "source": asked.source,
+        "guess": {"by": guess[0], "accuracy": percent(guess[1])} if guess else None,
         "unanswerable": len(unanswerable), "left_out": len(asked.unanswerable) - len(unanswerable),
         "passages_from": f"{options.store} by {evidence.retriever.name}" if options.store else "the questions' own",
         "dtype": options.dtype, "device": options.device, "max_new_tokens": options.max_new_tokens,

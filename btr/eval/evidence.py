@@ -20,13 +20,15 @@ from btr.storage import Encoded, Store
 class Evidence:
     """The passages that each question is read with: its own, or the best of a store, best first, `most` at the most.
 
-    kind: what of a store's retrievers finds them; None: what the store is searched with.
+    kind: what of a store's retrievers finds them; None: what the store is searched with. every: of its own, take all
+        that are gold, since a claim may need several; else one, so that the others hide it.
     """
 
     questions: list[Question]
     most: int
     store: Store | None = None
     kind: str | None = None
+    every: bool = False
 
     @cached_property
     def retriever(self) -> Retriever:
@@ -44,13 +46,14 @@ class Evidence:
     def passages(self) -> list[list[Passage]]:
         """The passages of each question."""
         if self.store is None:
-            return [own_passages(question, self.most) for question in self.questions]
+            return [own_passages(question, self.most, self.every) for question in self.questions]
         rows = map(self.store.at, self.ordinals)
         return [[Passage(*row) for row in zip(r.ids, r.titles, r.texts, strict=True)] for r in rows]
 
     def take(self, number: int, count: int) -> list[Passage]:
         """Return `count` passages of a question."""
-        return own_passages(self.questions[number], count) if self.store is None else self.passages[number][:count]
+        own = self.store is None
+        return own_passages(self.questions[number], count, self.every) if own else self.passages[number][:count]
 
     def at(self, number: int, count: int) -> Encoded:
         """Return what the store keeps of `count` passages of a question."""
@@ -75,11 +78,11 @@ class Evidence:
         return all(passage.text for found in self.passages for passage in found)
 
 
-def own_passages(question: Question, count: int) -> list[Passage]:
-    """Take the gold passage and the first others, `count` in all, in an order that depends on the question alone."""
+def own_passages(question: Question, count: int, every: bool = False) -> list[Passage]:
+    """Take a gold passage, or every one, and the first others, in an order that depends on the question alone."""
     marked = question.gold or (False,) * len(question.passages)
     ranked = sorted(zip(question.passages, marked, strict=True), key=lambda pair: not pair[1])
-    gold = [p for p, is_gold in ranked if is_gold][:1]
+    gold = [p for p, is_gold in ranked if is_gold][: None if every else 1]
     chosen = (gold + [p for p, is_gold in ranked if not is_gold])[:count]
     random.Random(question.question).shuffle(chosen)
     return chosen

@@ -6,14 +6,14 @@ from typing import Any
 
 from btr.corpus import Question
 from btr.corpus.questions import Kind
-from btr.corpus.tasks import fever_label, mmlu_letter
+from btr.corpus.tasks import fever_label, mmlu_letter, yes_or_no
 from btr.eval.abstention import abstention, describe_abstention, doubt_of
 from btr.eval.predictions import Prediction
 from btr.metrics import exact_match, f1, mean, percent, retention
 from btr.model.config import Mode
 
 # kind of a task: what it is scored by, the first of which is compared
-METRICS = {"question": ("em", "f1"), "claim": ("accuracy",), "choice": ("accuracy",)}
+METRICS = {"question": ("em", "f1")} | dict.fromkeys(("claim", "choice", "yes/no"), ("accuracy",))
 NO_ANSWER = 0.5  # a span reader that is surer than this that no passage answers has given no answer
 RECALL_AT = (1, 5, 20, 40)  # passages
 TITLES = {"em": "EM", "f1": "F1", "accuracy": "accuracy"}
@@ -27,6 +27,8 @@ def score(answer: str, question: Question, kind: Kind) -> dict[str, float]:
         return {"em": exact_match(answer, question.answers), "f1": f1(answer, question.answers)}
     if kind == "claim":
         return {"accuracy": float(fever_label(answer) == fever_label(question.answers[0]))}
+    if kind == "yes/no":
+        return {"accuracy": float(yes_or_no(answer) == yes_or_no(question.answers[0]))}
     return {"accuracy": float(mmlu_letter(answer, question.options) == question.answers[0])}
 
 
@@ -101,6 +103,8 @@ def table(figures: dict[str, Any]) -> str:
     if figures["recall"]:
         found = (f"@{k} {value(v)}" for k, v in figures["recall"].items())
         lines.append("an answer among the passages retrieved, %: " + "  ".join(found))
+    if guess := figures["guess"]:
+        lines.append(f"without reading ({guess['by']}), %: {value(guess['accuracy'])}")
     rows = figures["rows"]
     readers = len({row["reader"] for row in rows}) > 1
     cells = [cells_of(row, readers) for row in rows]

@@ -83,8 +83,9 @@ def greedy(
     proportional: bool = True,
     matrices: Matrices | None = None,
     heard: Callable[[Tensor], Tensor] | None = None,
+    given: Tensor | None = None,
 ) -> Generation:
-    """Decode greedily, max_new_tokens at most.
+    """Decode greedily, max_new_tokens at most; or score what is given, (B, max_new_tokens), ends included.
 
     memory: what each decoder layer looks at (`merge.shrink`), whose keys get the log of their sizes if proportional.
     matrices: the decoder's, rounded, for a single answer; several are written with its own.
@@ -106,7 +107,9 @@ def greedy(
     token = torch.full((B,), config.decoder_start_token_id, device=device)
     going, count = torch.ones(B, dtype=torch.bool, device=device), 0
     while count < S and going.any():
-        log_probability, best = stepper.step(token, count).float().log_softmax(-1).max(-1)
+        scored = stepper.step(token, count).float().log_softmax(-1)
+        best = scored.argmax(-1) if given is None else given[:, count]
+        log_probability = scored.gather(1, best[:, None])[:, 0]
         token = tokens[:, count] = torch.where(going, best, config.pad_token_id)
         scores[:, count] = log_probability * going
         for total, level in zip(attention, known.values(), strict=True):

@@ -42,6 +42,7 @@ class Answer:
     no_answer: probability that no passage holds an answer; None from a generative reader.
     read: how many passages were read to the end; the others (`prune`) have no evidence.
     best_guess: what it would have said, where it abstains; None where it answers.
+    choices: of the texts it had to choose from, in their order, the probability of each among them; else empty.
     """
 
     text: str
@@ -55,6 +56,7 @@ class Answer:
     no_answer: float | None = None
     read: int = 0
     best_guess: str | None = None
+    choices: tuple[float, ...] = ()
 
     def abstaining(self, above: float | None) -> "Answer":
         """Return it with its text as no more than a guess, if `no_answer` is over a threshold; None: as it is."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from btr.model.bert_fid import BertFiD
 from btr.model.binarize import Known
 from btr.model.config import Mode
-from btr.model.decoding import greedy
+from btr.model.decoding import Generation, greedy
 from btr.model.fid import FiD
 from btr.model.int8_decoding import Matrices
 from btr.model.layout import MergedRows
@@ -28,6 +28,8 @@ SHORT = 16  # tokens
 WHOLE = re.compile(r"\W?$")  # what may stand beside a whole word: a character of no word, or nothing
 LEAST = 1e-6  # evidence
 HEAD = "title: {} context: "
+Memories = Sequence[tuple[Tensor | MergedRows, Memory]]
+Choices = Sequence[Sequence[str]] | None  # of each question
 
 
 class Dictation:
@@ -79,25 +81,54 @@ class Generative:
         return [(n, end - len(head)) for n, (_, end) in enumerate(offsets[: len(ids) - 1]) if end > len(head)]
 
     def answer(
-        self, memories: Sequence[tuple[Tensor | MergedRows, Memory]], mode: Mode, max_new_tokens: int, watch: Stopwatch
+        self, memories: Memories, mode: Mode, max_new_tokens: int, watch: Stopwatch, choices: Choices = None
     ) -> list[Answer]:
-        """Decode the answers of several questions together, greedily.
+        """Decode the answers of several questions together, greedily; or take the likeliest of each one's choices.
 
         Each has its memory, (tokens, D) or merged by one schedule, and what it holds.
         """
+        if choices is not None:
+            return self._choose(memories, mode, watch, choices)
+        generation = self._decode(memories, max_new_tokens, watch)
+        eos = self.t5.config.eos_token_id
+        return [
+            read_off(generation, b, holding, self.tokenizer, eos, mode, watch.seconds)
+            for b, (_, holding) in enumerate(memories)
+        ]
+
+    def _choose(
+        self, memories: Memories, mode: Mode, watch: Stopwatch, choices: Sequence[Sequence[str]]
+    ) -> list[Answer]:
+        """Score the choices of each question as answers; its answer is the one whose tokens are likeliest in all."""
+        eos = self.t5.config.eos_token_id
+        written = [[*self.tokenizer.encode(text, add_special_tokens=False).ids, eos] for row in choices for text in row]
+        length = max(map(len, written))
+        given = torch.tensor([row + [eos] * (length - len(row)) for row in written])
+        copies = [memory for memory, row in zip(memories, choices, strict=True) for _ in row]
+        generation = self._decode(copies, length, watch, given)
+        totals, found, start = generation.log_probability.sum(1), [], 0
+        for row in choices:
+            likely = totals[start : start + len(row)].softmax(0)
+            b = start + int(likely.argmax())
+            answer = read_off(generation, b, copies[b][1], self.tokenizer, eos, mode, watch.seconds)
+            found.append(replace(answer, text=row[b - start], choices=tuple(likely.tolist())))
+            start += len(row)
+        return found
+
+    def _decode(
+        self, memories: Memories, max_new_tokens: int, watch: Stopwatch, given: Tensor | None = None
+    ) -> Generation:
+        """Decode an answer from each memory, or score the one given."""
         t5, held = self.t5, [holding for _, holding in memories]
         plain = [memory for memory, _ in memories if isinstance(memory, Tensor)]
         merged = [memory for memory, _ in memories if isinstance(memory, MergedRows)]
         with watch("merge" if merged else "decode"):
             seen = self._levels(merged, held) if merged else [self._padded(plain)] * len(t5.decoder.layers)
         with watch("decode"):
-            heard = Dictation(self.tokenizer, len(held), watch.listener) if watch.listener else None
+            listener = watch.listener if given is None else None
+            heard = Dictation(self.tokenizer, len(held), listener) if listener else None
             proportional = not merged or merged[0].schedule.proportional
-            generation = greedy(t5, seen, max_new_tokens, proportional, self.rounded, heard)
-        eos = t5.config.eos_token_id
-        return [
-            read_off(generation, b, holding, self.tokenizer, eos, mode, watch.seconds) for b, holding in enumerate(held)
-        ]
+            return greedy(t5, seen, max_new_tokens, proportional, self.rounded, heard, given)
 
     def passage_score(self, states: Tensor, held: Memory) -> Tensor:
         """Return what speaks for each passage: the logarithm of its evidence for a short answer, (N,) float32."""
@@ -131,12 +162,14 @@ class BertGenerative(BertRows, Generative):
         self.model = model
 
     def answer(
-        self, memories: Sequence[tuple[Tensor | MergedRows, Memory]], mode: Mode, max_new_tokens: int, watch: Stopwatch
+        self, memories: Memories, mode: Mode, max_new_tokens: int, watch: Stopwatch, choices: Choices = None
     ) -> list[Answer]:
-        """As `Generative.answer`; an answer that stands in a passage is quoted from there."""
+        """As `Generative.answer`; an answer that stands in a passage is quoted from there, unless it was chosen."""
         with watch("decode"):
             told = [(self._told(states, held), held) for states, held in memories]
-        found = super().answer(told, mode, max_new_tokens, watch)
+        found = super().answer(told, mode, max_new_tokens, watch, choices)
+        if choices is not None:
+            return found
         return [self._quoted(answer, held) for answer, (_, held) in zip(found, told, strict=True)]
 
     def _told(self, states: Tensor | MergedRows, held: Memory) -> Tensor | MergedRows:

@@ -28,13 +28,13 @@ from btr.model.int8_decoding import Matrices
 from btr.model.kinds import Model
 from btr.model.layout import Halves, MergedRows, in_batches, length_batches, pad, pruning_features, steady
 from btr.model.merge import Preset, Schedule
+from btr.reader import refusals
 from btr.reader.answer import Answer, Listener, Memory, Stopwatch
 from btr.reader.expansion import known, read_later, rebuilt
 from btr.reader.extractive import Extractive
 from btr.reader.generative import BertGenerative, Generative
 from btr.reader.loading import load
 from btr.reader.passages import PassageText, titled
-from btr.reader.refusals import check_encoded, check_merge, check_mode, check_prune, check_question, check_threshold
 from btr.storage.encoded import Encoded
 
 
@@ -158,7 +158,7 @@ class Reader:
         Raises:
             InputError: no passages, one without text, or a reader without k.
         """
-        check_mode("binary", self.config)
+        refusals.check_mode("binary", self.config)
         if not len(passages):
             raise InputError("no passages to calibrate from; pass at least one")
         ids, _ = self.passage_ids(titled(passages))
@@ -176,7 +176,7 @@ class Reader:
             InputError: blank, or longer than the reader's limit.
         """
         question, most = question.strip(), self.config.max_question_tokens
-        check_question(question, most)
+        refusals.check_question(question, most)
         ids = self._text.question_ids(question)
         if len(ids) > most:
             raise InputError(f"the question has {len(ids)} tokens, this reader reads {most}; shorten it")
@@ -206,7 +206,7 @@ class Reader:
         self, passages: Sequence[PassageText], ids: Sequence[Sequence[int]], mode: Mode = "binary"
     ) -> Encoded:
         """Encode passages whose tokens `passage_ids` has made; as `encode_passages`."""
-        check_mode(mode, self.config)
+        refusals.check_mode(mode, self.config)
         if mode == "full":
             raise InputError("mode 'full' reads passages with the question and keeps nothing; use 'binary' or 'float'")
         lengths = np.array([len(row) for row in ids], np.int32)
@@ -259,6 +259,7 @@ class Reader:
         merge: Schedule | None = None,
         prune: int = 0,
         no_answer_above: float | None = None,
+        choices: Sequence[str] | None = None,
     ) -> Answer:
         """Answer one question from passages, or from what `encode_passages` or a store gave; no mode: the reader's own.
 
@@ -268,12 +269,14 @@ class Reader:
             apart, from their tokens.
         no_answer_above: the probability that no passage answers over which it abstains, and has a best guess alone; 1:
             it never does; None: the reader's own. A generative reader knows no such probability.
+        choices: what to choose from, by likelihood, instead of writing freely; a span reader cannot.
 
         Raises:
             InputError: blank or over-long question, no passages, an Encoded of another reader or of another mode, or a
-                schedule or number that this reader or mode cannot follow.
+                schedule, number or choice that this reader or mode cannot follow.
         """
-        return self.answer_batch([question], [passages], mode, max_new_tokens, merge, prune, None, no_answer_above)[0]
+        more = (merge, prune, None, no_answer_above, None if choices is None else [choices])
+        return self.answer_batch([question], [passages], mode, max_new_tokens, *more)[0]
 
     @torch.inference_mode()
     def answer_batch(
@@ -286,49 +289,49 @@ class Reader:
         prune: int = 0,
         listener: Listener | None = None,
         no_answer_above: float | None = None,
+        choices: Sequence[Sequence[str]] | None = None,
     ) -> list[Answer]:
         """Answer B questions, each from its own passages; as `answer`, decoded together; a listener hears of it."""
         mode = mode or self.config.default_mode
-        check_mode(mode, self.config)
+        refusals.check_mode(mode, self.config)
         merge = merge if merge is not None and merge.merges else None
         if merge is not None:
-            check_merge(merge, self.schedule("none"), mode)
-        check_prune(self.model, prune, self.name)
-        if len(questions) != len(passages):
-            raise InputError(f"{len(questions)} questions and {len(passages)} lists of passages; pass as many of each")
-        above = check_threshold(self.no_answer_above if no_answer_above is None else no_answer_above)
+            refusals.check_merge(merge, self.schedule("none"), mode)
+        refusals.check_prune(self.model, prune, self.name)
+        refusals.check_passages(passages, len(questions))
+        above = refusals.check_threshold(self.no_answer_above if no_answer_above is None else no_answer_above)
+        refusals.check_choices(choices, len(questions), self.family)
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens}; use 1 or more")
         if not questions:
             return []
         watch = Stopwatch(listener)
         with watch("tokenize"):
-            asked = [self.question_ids(question) for question in questions]
-        memories = []
-        for ids, given in zip(asked, passages, strict=True):
-            if not len(given):
-                raise InputError("no passages to read; pass at least one")
-            memories.append(self._remember(ids, given, mode, merge, prune, watch))
+            ids = [self.question_ids(question) for question in questions]
+        each = zip(ids, passages, strict=True)
+        memories = [self._remember(question, own, mode, merge, prune, watch) for question, own in each]
+        if choices is not None and isinstance(self._text, Generative):
+            return self._text.answer(memories, mode, max_new_tokens, watch, choices)
         return [answer.abstaining(above) for answer in self._text.answer(memories, mode, max_new_tokens, watch)]
 
     def _remember(
         self,
         question: list[int],
-        given: "Sequence[PassageText] | Encoded",
+        passages: "Sequence[PassageText] | Encoded",
         mode: Mode,
         merge: Schedule | None,
         prune: int,
         watch: Stopwatch,
     ) -> tuple[Tensor | MergedRows, Memory]:
         """Encode a question with its passages: memory (rows' tokens, D), row after row or merged, and what it holds."""
-        Q, looks = len(question), 0 < prune < len(given)
+        Q, looks = len(question), 0 < prune < len(passages)
         if mode == "full" and not looks:
             with watch("tokenize"):
-                ids = self.passage_ids(titled(given))[0]
+                ids = self.passage_ids(titled(passages))[0]
             with watch("encode"):
                 states = self._full(question, ids)
-            return states, Memory.whole(Q, tuple(titled(given)), tuple(map(np.array, ids)))
-        halves, held = self._apart(question, given, "binary" if mode == "full" else mode, watch)
+            return states, Memory.whole(Q, tuple(titled(passages)), tuple(map(np.array, ids)))
+        halves, held = self._apart(question, passages, "binary" if mode == "full" else mode, watch)
         if not looks or self.model.pruner is None:
             with watch("encode"):
                 return self._join(halves, merge), held
@@ -343,19 +346,19 @@ class Reader:
         return memory, replace(held, lengths=tuple(n if i in chosen else 0 for i, n in enumerate(held.lengths)))
 
     def _apart(
-        self, question: list[int], given: "Sequence[PassageText] | Encoded", mode: Mode, watch: Stopwatch
+        self, question: list[int], passages: "Sequence[PassageText] | Encoded", mode: Mode, watch: Stopwatch
     ) -> tuple[Halves, Memory]:
         """Take what layers 1..k make of a question and, apart from it, of its passages; and what a memory holds."""
         with watch("encode"):
-            encoded = given if isinstance(given, Encoded) else self.encode_passages(given, mode)
-            check_encoded(encoded, mode, self.fingerprint)
-            asked = self.model.lower(*self._padded([question]))[0]
+            encoded = passages if isinstance(passages, Encoded) else self.encode_passages(passages, mode)
+            refusals.check_encoded(encoded, mode, self.fingerprint)
+            states = self.model.lower(*self._padded([question]))[0]
         with watch("expand"):
-            streams, read = [asked, self.model.normalised(asked)], read_later(self.model, encoded.token_ids)
+            streams, read = [states, self.model.normalised(states)], read_later(self.model, encoded.token_ids)
             parts, ids = (np.split(array, encoded.offsets[1:-1]) for array in (read, encoded.token_ids))
             lengths = [int(part.sum()) for part in parts]
             halves = Halves(streams, rebuilt(self.model, encoded, read), lengths, encoded.packed)
-        return halves, Memory(len(question), tuple(halves.rows), tuple(titled(given)), tuple(ids), tuple(parts))
+        return halves, Memory(len(question), tuple(halves.rows), tuple(titled(passages)), tuple(ids), tuple(parts))
 
     @torch.inference_mode()
     def pruning_samples(self, question: str, passages: Sequence[PassageText]) -> tuple[Tensor, Tensor]:
@@ -364,7 +367,7 @@ class Reader:
         Raises:
             InputError: a reader without k, or as `answer`.
         """
-        check_mode("binary", self.config)
+        refusals.check_mode("binary", self.config)
         if not len(passages):
             raise InputError("no passages to look at; pass at least one")
         ids = self.question_ids(question)

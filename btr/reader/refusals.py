@@ -1,5 +1,7 @@
 """What a reader cannot do with what it was given, said in one line."""
 
+from collections.abc import Sequence, Sized
+
 from btr.errors import InputError
 from btr.model.config import MODES, Mode, ReaderConfig
 from btr.model.kinds import Model
@@ -49,6 +51,28 @@ def check_threshold(no_answer_above: float | None) -> float | None:
     if no_answer_above is not None and not 0 <= no_answer_above <= 1:
         raise InputError(f"no_answer_above is {no_answer_above!r}; use a probability from 0 to 1 (1: always answer)")
     return no_answer_above
+
+
+def check_passages(passages: Sequence[Sized], questions: int) -> None:
+    """Raise InputError unless each question has passages of its own."""
+    if len(passages) != questions:
+        raise InputError(f"{questions} questions and {len(passages)} lists of passages; pass as many of each")
+    if not all(len(own) for own in passages):
+        raise InputError("no passages to read; pass at least one")
+
+
+def check_choices(choices: Sequence[Sequence[str]] | None, questions: int, family: str) -> None:
+    """Raise InputError for choices of a reader that has none, or where there is nothing to choose from."""
+    if choices is None:
+        return
+    if family == "extractive":
+        raise InputError(
+            "a span reader quotes passages and chooses nothing; leave the choices out, or take one that writes"
+        )
+    if len(choices) != questions:
+        raise InputError(f"{questions} questions and {len(choices)} lists of choices; pass as many of each")
+    if not all(row and all(text.strip() for text in row) for row in choices):
+        raise InputError("a question has no choices, or a blank one; give texts to choose from")
 
 
 def check_prune(model: Model, prune: int, name: str) -> None:

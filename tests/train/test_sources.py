@@ -126,6 +126,13 @@ def test_text_has_its_share(tokenizer: Tokenizer, tmp_path: Path, share: str, ex
     assert abs(found["which one?"] / 200 - expected) < 0.18
 
 
+def test_yes_or_no_is_asked_as_in_evaluation(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    ctxs = [{"title": "t", "text": "It is salt.", "is_gold": True}]
+    file = write(tmp_path / "b.jsonl", {"question": "is it?", "answers": ["yes"], "ctxs": ctxs})
+    batch = draws(tokenizer, False, "--questions", file)(0)
+    assert set(asked_in(tokenizer, batch)[::2]) == {"yes or no: is it?"}
+
+
 def test_text_can_be_corrupted(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
     marked = Tokenizer.from_str(tiny_tokenizer.to_str())
     marked.add_special_tokens([f"<extra_id_{n}>" for n in range(4)])

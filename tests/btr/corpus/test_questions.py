@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from btr.corpus import Passage, Question, read_passages
-from btr.corpus.questions import TASKS, find_file, find_questions, prompt, query
+from btr.corpus.questions import TASKS, QuestionSet, Kind, find_file, find_questions, prompt, query
 from btr.errors import InputError
 
 OPTIONS = {"A": "one", "B": "two"}
@@ -185,7 +185,37 @@ def test_what_the_reader_is_asked() -> None:
     assert prompt(question, "question") == "Is it?"
     assert prompt(question, "claim") == "claim: Is it?"
     assert prompt(question, "choice") == "Is it? options: (A) yes (B) no"
+    assert prompt(question, "yes/no") == "yes or no: Is it?"
     assert query(question) == "Is it? yes no"
+
+
+def asked(kind: Kind, *answers: str) -> QuestionSet:
+    options = (("A", "x"), ("B", "y"), ("C", "z")) if kind == "choice" else ()
+    return QuestionSet("t", kind, "t", [Question("q", "which", (answer,), options=options) for answer in answers])
+
+
+def test_choices_are_those_of_the_kind_and_labels_those_that_occur() -> None:
+    two, three = asked("claim", "REFUTES", "SUPPORTS"), asked("claim", "NEI", "Supported", "refutes")
+    assert two.choices(two.questions[0]) == ("supports", "refutes")
+    assert three.choices(three.questions[0]) == ("supports", "refutes", "not enough info")
+    letters, words, free = asked("choice", "A"), asked("yes/no", "Yes"), asked("question", "yes")
+    assert letters.choices(letters.questions[0]) == ("A", "B", "C")
+    assert words.choices(words.questions[0]) == ("yes", "no") and free.choices(free.questions[0]) is None
+
+
+def test_guess_is_the_commonest_answer_or_chance() -> None:
+    assert asked("claim", "REFUTES", "SUPPORTS", "REFUTED").guess() == ("always 'refutes'", [1, 0, 1])
+    assert asked("yes/no", "Yes", "no", "yes").guess() == ("always 'yes'", [1, 0, 1])
+    assert asked("choice", "A", "B").guess() == ("chance", [1 / 3] * 2)
+    assert asked("question", "forty").guess() is None
+
+
+def test_file_of_yes_and_no_is_told_from_one_of_questions(tmp_path: Path) -> None:
+    rows = [{"question": "is it", "answers": [answer]} for answer in ("yes", "No")]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert find_questions(str(tmp_path / "b.jsonl")).kind == "yes/no"
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row | {"answers": ["yes", "salt"]}) + "\n" for row in rows))
+    assert find_questions(str(tmp_path / "q.jsonl")).kind == "question"
 
 
 def test_sample_is_named_unless_a_file_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,16 @@
 
 import pytest
 
-from btr.corpus.tasks import FEVER_LABELS, LETTERS, fever_label, fever_question, mmlu_letter, mmlu_question
+from btr.corpus.tasks import (
+    FEVER_LABELS,
+    LETTERS,
+    fever_label,
+    fever_question,
+    mmlu_letter,
+    mmlu_question,
+    yes_no_question,
+    yes_or_no,
+)
 from btr.metrics import exact_match
 
 OPTIONS = tuple(zip(LETTERS, ("0", "1 ", "2", "3"), strict=True))
@@ -11,6 +20,12 @@ OPTIONS = tuple(zip(LETTERS, ("0", "1 ", "2", "3"), strict=True))
 def test_questions_are_put_as_readers_are_trained_on_them() -> None:
     assert fever_question(" The Nile ends in Egypt.\n") == "claim: The Nile ends in Egypt."
     assert mmlu_question("What is 1 + 1? ", OPTIONS) == "What is 1 + 1? options: (A) 0 (B) 1 (C) 2 (D) 3"
+    assert yes_no_question(" is it salt ") == "yes or no: is it salt"
+
+
+@pytest.mark.parametrize(("text", "word"), [("Yes.", "yes"), (" NO", "no"), ("no idea", None), ("", None)])
+def test_yes_and_no_are_told_from_anything_else(text: str, word: str | None) -> None:
+    assert yes_or_no(text) == word
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,8 @@ def test_fever_is_scored_by_labels(run: Run, tmp_path: Path, answers: dict[str, 
     assert [row["accuracy"] for row in read(out)] == [1.0, 0.0, 1.0, 0.0] * 2
     assert figures["rows"][1]["accuracy"][0] == 50.0 and figures["rows"][1]["retention"] == [100.0] * 3
     assert "em" not in figures["rows"][0] and "found" not in figures["rows"][0] and figures["recall"] is None
+    assert figures["guess"]["by"] == "always 'refutes'" and figures["guess"]["accuracy"][0] == 50.0
+    assert all(len(row["choices"]) == 3 and abs(sum(row["choices"]) - 1) < 1e-4 for row in read(out))
 
 
 def test_mmlu_is_scored_by_letters(run: Run, store: Path, tmp_path: Path, answers: dict[str, str]) -> None:
@@ -225,7 +227,7 @@ def test_span_readers_give_no_labels(tmp_path: Path, span_folder: Path, capsys: 
     ctxs = [{"title": "", "text": "Cats sit."}]
     claims = write(tmp_path / "claims.jsonl", [{"claim": "Cats sit.", "label": "SUPPORTS", "ctxs": ctxs}])
     assert main([str(claims), "--reader", str(span_folder)]) == 2
-    assert "claims.jsonl wants a label, and reader" in capsys.readouterr().err
+    assert "claims.jsonl gives choices, and reader" in capsys.readouterr().err
 
 
 def test_place_of_a_quoted_answer_is_kept(squad: Path, tmp_path: Path, span_folder: Path) -> None:

@@ -19,6 +19,13 @@ def test_own_passages_keep_the_gold_one_in_an_order_of_the_question_alone() -> N
     assert len(orders) == 9  # the gold passage is not always the first
 
 
+def test_claims_are_read_with_all_of_their_gold_evidence() -> None:
+    claim = Question("c", "so", ("SUPPORTS",), PASSAGES, (False, True) * 4)
+    assert {p.id for p in own_passages(claim, 4, every=True)} == {"1", "3", "5", "7"}
+    assert {p.id for p in own_passages(claim, 4)} == {"1", "0", "2", "4"}
+    assert {p.id for p in Evidence([claim], 4, every=True).take(0, 2)} == {"1", "3"}
+
+
 def test_passages_and_the_place_of_the_answer() -> None:
     other = Question("r", "who", ("nobody",), PASSAGES[:2])
     evidence = Evidence([QUESTION, other], 3)
