@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from btr.corpus import Passage, Question, read_passages
-from btr.corpus.questions import TASKS, QuestionSet, Kind, find_file, find_questions, prompt, query
+from btr.corpus.questions import TASKS, Kind, QuestionSet, find_file, find_questions, prompt, query
 from btr.errors import InputError
 
 OPTIONS = {"A": "one", "B": "two"}

@@ -103,7 +103,7 @@ def test_pointer_of_git_lfs_is_called_that(name: str, bert: Path) -> None:
 def test_model_of_another_kind_is_told_which_are_read(bert: Path) -> None:
     facts = json.loads((bert / "config.json").read_text(encoding="utf-8"))
     (bert / "config.json").write_text(json.dumps(facts | {"model_type": "distilbert"}), encoding="utf-8")
-    with pytest.raises(InputError, match=r"is 'distilbert'; btr reads T5 \('t5'\) and BERT \('bert'\)"):
+    with pytest.raises(InputError, match=r"is 'distilbert'; btr reads T5 \('t5'\), 'bert' and 'mpnet'"):
         Reader.from_pretrained(bert)
 
 
