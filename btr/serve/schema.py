@@ -9,7 +9,7 @@ from btr.corpus.records import number_text
 from btr.model.config import Mode
 from btr.retrieve import HINT
 
-MOST_HOPS = 8
+MOST_HOPS, MOST_CHOICES = 8, 32
 QUESTION, RONTGEN = "Who discovered X-rays?", "X-rays were discovered by Wilhelm Röntgen in 1895."
 INLINE: dict[str, Any] = {"id": "light-2", "title": "X-rays", "text": RONTGEN}
 CITATION = {"id": "light-2", "start": 26, "end": 41}
@@ -139,6 +139,13 @@ class AnswerRequest(Evidence):
         "what is asked: at most `max_question_chars` characters; of more than `max_question_tokens` tokens the last "
         "words are read",
         QUESTION,
+    )
+    choices: list[Text] | None = field(
+        None,
+        "what the answer is one of, by likelihood (generative readers), as `yes` and `no`; default: it is free",
+        ["supports", "refutes"],
+        min_length=1,
+        max_length=MOST_CHOICES,
     )
     max_new_tokens: int = field(32, "tokens of the answer at most: 1 to the server's `max_new_tokens`", 16)
     timeout: float | None = field(
@@ -291,6 +298,9 @@ class AnswerResponse(BaseModel):
     )
     score: float = field(
         ..., "mean log-probability of the answer's tokens or, of a span reader, the span's log-probability", -0.01
+    )
+    choices: list[float] | None = field(
+        None, "of `choices` the probability of each among them, in their order; else not there", [0.9, 0.1]
     )
     citation: Citation | None = field(..., "where it was quoted from, by readers with a BERT", CITATION)
     no_answer: float | None = field(

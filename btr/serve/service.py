@@ -164,7 +164,8 @@ class Service:
         """Return what questions must have in common to be read together."""
         if request.hops > 1:
             return object()  # with nothing else
-        return (request.mode or self.mode, request.max_new_tokens, request.merge_ratio or 0.0, self._prune(request))
+        free = (request.max_new_tokens,) if request.choices is None else ()
+        return (request.mode or self.mode, free, request.merge_ratio or 0.0, self._prune(request))
 
     def _prune(self, request: AnswerRequest) -> int:
         """Return how many passages to read to the end, 0 for all, as a request for mode full has it if not told."""
@@ -249,6 +250,7 @@ class Service:
                     prune=self._prune(first),
                     listener=ears,
                     no_answer_above=1.0,  # whether to say what was found is each question's own affair
+                    choices=[request.choices or () for request in requests] if first.choices else None,
                 )
             )
         except Exception as error:
@@ -283,6 +285,7 @@ class Service:
         return AnswerResponse(
             answer=answer.text,
             score=answer.score,
+            choices=list(answer.choices) or None,
             citation=_quoted(chosen, answer),
             no_answer=answer.no_answer,
             mode=answer.mode,

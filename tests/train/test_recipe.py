@@ -21,7 +21,7 @@ PAPER = {
 
 
 def test_recipes_are_shipped() -> None:
-    assert sorted([*PAPER, "default"]) == NAMES
+    assert sorted([*PAPER, "default", "tasks"]) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)

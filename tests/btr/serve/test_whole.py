@@ -76,6 +76,19 @@ def test_merging_is_within_limits_and_apart_from_plain_reading(folder: Path) -> 
     assert isinstance(refused, RequestError) and refused.status == 400 and "merges no tokens" in refused.message
 
 
+def test_choices_are_answered_by_the_likeliest(folder: Path) -> None:
+    service, given = open_service(folder, "t5"), ["yes", "no", "salt"]
+    asked = [AnswerRequest(question=q, ids=IDS, choices=given[:n]) for n, q in enumerate(QUESTIONS[:2], 2)]
+    assert service.kind(asked[0]) == service.kind(asked[1]) != service.kind(AnswerRequest(question=QUESTIONS[0]))
+    kept = service.opened.store.get(IDS)
+    for request, reply in zip(asked, service.answer(asked), strict=True):
+        alone = service.reader.answer(request.question, kept, "binary", choices=request.choices)
+        assert isinstance(reply, AnswerResponse) and reply.batch == 2
+        assert reply.answer == alone.text and reply.choices == pytest.approx(alone.choices, abs=1e-4)
+    [refused] = open_service(folder, "bert").answer(asked[:1])
+    assert isinstance(refused, RequestError) and refused.status == 400 and "chooses nothing" in refused.message
+
+
 def test_pruning_is_within_limits_and_the_servers_unless_asked(folder: Path) -> None:
     service = open_service(folder, "bert", prune=2)
     service.warm_up()
@@ -146,7 +159,7 @@ PIECES: tuple[Any, ...] = (
 )  # fmt: skip
 FIELDS = (
     *("question", "top_k", "ids", "passages", "mode", "merge_ratio", "prune", "max_new_tokens", "timeout"),
-    *("messages", "n", "stream"),
+    *("messages", "n", "stream", "choices"),
 )
 PATHS = (
     "/v1/answer", "/v1/answer/batch", "/v1/chat/completions", "/v1/completions", "/v1/passages", "/v1/passages/x",
