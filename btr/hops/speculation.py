@@ -20,7 +20,7 @@ from btr.hops.steps import State, Work
 from btr.retrieve.bm25 import Hits
 from btr.retrieve.indexed import Preparing
 
-PREFETCH = 4  # times as many passages are come across as are read, if the index gives them away
+PREFETCH = 20  # times as many passages are come across as are read, if the index gives them away
 
 Clock = Callable[[], float]
 

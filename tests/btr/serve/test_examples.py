@@ -1,5 +1,6 @@
 """The examples, against a server with doubles.  Not run here: btr.service."""
 
+import importlib.util
 import json
 import os
 import re
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from btr.corpus import Passage
 from btr.mcp.__main__ import parse as parse_mcp
+from btr.retrieve.bm25 import BM25, BM25Writer
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "examples"
@@ -125,6 +128,24 @@ def test_what_guesses_save_is_measured() -> None:
     rows = [json.loads(line) for line in run(sys.executable, str(EXAMPLES / "speculation.py"), *flags).splitlines()]
     assert [row["stride"] for row in rows] == [0, 1, 0, 1, 1, 6, 5, 3]
     assert all(row["measured"] > 0 for row in rows)
+
+
+def test_longer_index_finds_the_same(tmp_path: Path) -> None:
+    """What examples/speculation.py searches, of so many rows: the ones it adds are never among the best."""
+    spec = importlib.util.spec_from_file_location("speculation", EXAMPLES / "speculation.py")
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    writer = BM25Writer.create_or_resume(tmp_path / "bm25", shard_size=20)
+    writer.append([Passage(str(n), "", f"mill {n} was built {'by Berg ' * (n % 3)}of stone") for n in range(30)])
+    writer.finish()
+    short, question = BM25.open(tmp_path / "bm25"), ["mill of Berg"]
+    for rows in (30, 31, 95):
+        longer = example.longer_words(tmp_path, tmp_path / "bm25", rows)
+        assert len(longer) == rows
+        assert set(longer.search(question, 20)[0][0]) == set(short.search(question, 20)[0][0])
+    every = longer.search(["mill"], 95)[0][0]
+    assert sorted(every.tolist()) == list(range(95))
 
 
 def test_every_example_compiles() -> None:
