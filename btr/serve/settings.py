@@ -34,7 +34,9 @@ class Settings(BaseSettings):
         None, description="folder or hub id of the reader; default: the store's own"
     )
     dtype: DType = Field(
-        "float32", description="precision of the reader; auto: bfloat16 where the device multiplies it, else float32"
+        "auto",
+        description="precision of the reader; auto: bfloat16 where the device multiplies it, else float32; with "
+        "--editable, that of the store",
     )
     device: str = Field(
         "cpu", description="where the reader computes: cpu, cuda, cuda:1, mps, or auto: the GPU, if there is one"
