@@ -62,7 +62,7 @@ def load(settings: Settings) -> Service:
     """Load the reader, by default the one that the store names, open the store it made and the store's index."""
     manifest = read_manifest(settings.store.absolute())
     name = settings.reader or manifest.reader or None
-    dtype, device = settle(precision(settings, manifest), settings.device)
+    dtype, device = settle(precision(settings, manifest), settings.device, settings.threads)
     try:
         reader = Reader.from_pretrained(name, dtype=dtype, device=device)
         if not reader.config.k:  # a plain T5: the store knows where it was split

@@ -41,6 +41,10 @@ class Settings(BaseSettings):
     device: str = Field(
         "cpu", description="where the reader computes: cpu, cuda, cuda:1, mps, or auto: the GPU, if there is one"
     )
+    threads: Count | None = Field(
+        None,
+        description="threads that compute; default: OMP_NUM_THREADS, or the cores of this process and its container",
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="0 takes a free one")
     mode: Mode = Field("binary", description="how passages are read when a request does not say")
