@@ -5,12 +5,13 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from btr.errors import InputError
 
+CGROUP = Path("/sys/fs/cgroup")
 PRECISIONS = ("auto", "bfloat16", "float32")  # of btr.model.devices, too slow for --help
 
 
@@ -43,6 +44,29 @@ def at_home(word: str) -> str:
     """Put the home folder in place of a `~/` that a word, or what follows its `--option=`, begins with."""
     option, name = re.fullmatch(r"(--[\w-]+=)?(.*)", word, re.DOTALL).groups(default="")  # type: ignore[union-attr]
     return option + os.path.expanduser(name) if name == "~" or name.startswith("~/") else word
+
+
+def cores() -> int:
+    """Return how many cores this process may use: those it is bound to, and no more than its container has of them."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(bound, int(min(_quotas(), default=bound))))
+
+
+def _quotas() -> Iterator[float]:
+    """Yield the cores that a container is given, where it is bound to some: by cgroups of version 2 or of version 1."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            given, period, *_ = " ".join((CGROUP / name).read_text() for name in names).split()
+            if given not in ("max", "-1"):
+                yield int(given) / int(period)
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+
+
+def add_threads(add: Callable[..., Any]) -> None:
+    """Add the option that says on how many cores."""
+    about = "threads that compute; default: OMP_NUM_THREADS, or the cores that this process and its container have"
+    add("--threads", type=int, metavar="N", help=about)
 
 
 def add_computing(add: Callable[..., Any], of: str = "the reader", dtype: str = "float32") -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Before anything imports torch or transformers, which read these once; processes started by a test inherit them.
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ |= {"HF_HUB_OFFLINE": "1", "BTR_DTYPE": "float32"}  # a server's own precision depends on the processor
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread costs more than it gives
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning about forks would be an error here
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from btr.ask.show import Told, clean, describe
-from btr.command import Parser, add_computing, check_least, run_command
+from btr.command import Parser, add_computing, add_threads, check_least, run_command
 from btr.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--mode", choices=MODES, default="binary", help="how passages are read (default %(default)s)")
     add("--reader", metavar="R", help="folder or hub id of the reader; default: the store's own")
     add_computing(add)
+    add_threads(add)
     add("--retriever", choices=KINDS, help="what finds the passages; default: what the store is searched with")
     add("--cache", metavar="DIR", help="where stores of documents are kept; default: the user's cache")
     add("--no-cache", action="store_true", help="make the store of documents anew, and keep nothing")
@@ -54,7 +55,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     words = options.words
     asked = len(words) > 1 and not (os.path.exists(words[-1]) and words[-1] != "-")
     options.sources, options.question = (words[:-1], words[-1]) if asked else (words, None)
-    check_least(options, 1, "passages", "hops")
+    check_least(options, 1, "passages", "hops", "threads")
     return options
 
 
@@ -80,7 +81,9 @@ def open_asker(options: argparse.Namespace) -> Iterator["Asker"]:
                 cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="btr-ask-")))
             path = store_of(paths, options.reader, cache)
         from btr.ask.asker import Asker
+        from btr.model.devices import use_threads
 
+        use_threads(options.threads)
         how = (options.mode, options.passages, options.hops, options.dtype, options.device)
         yield Asker.open(path, options.reader, options.retriever, *how)
 

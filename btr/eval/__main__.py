@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from btr.command import Parser, add_computing, run_command
+from btr.command import Parser, add_computing, add_threads, run_command
 from btr.corpus import Passage, Question
 from btr.corpus.questions import TASKS, QuestionSet, find_questions, prompt
 from btr.errors import InputError
@@ -47,11 +47,8 @@ def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     main = Parser(prog="btr eval", description="Score a reader's answers, with 95 % bootstrap intervals.")
     add = main.add_argument
-    add(
-        "task",
-        metavar="TASK",
-        help=f"{', '.join(TASKS)}, sample; or a file of questions with answers, in any known format",
-    )
+    about = f"{', '.join(TASKS)}, sample; or a file of questions with answers, in any known format"
+    add("task", metavar="TASK", help=about)
     add("--data", metavar="PATH", help="a named task's file, or a folder of tasks; default: the Hugging Face hub")
     add("--reader", metavar="R", help="reader folder or hub id; default: the reader shipped with btr")
     add("--store", metavar="S", help="read the best passages of this store; without it, those a question comes with")
@@ -79,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     add("--limit", type=int, metavar="N", help="questions to answer")
     add("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (default %(default)s)")
     add_computing(add)
+    add_threads(add)
     add("--out", metavar="FILE.jsonl", help="keep each prediction there, and go on from those that are there")
     add("--json", nargs="?", const="-", metavar="FILE", help="write the figures as JSON; without FILE, print them so")
     add("--plot", metavar="FILE.png", help="draw accuracy against speed and bytes, and the sweep over --passages")
@@ -325,7 +323,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         InputError, StoreError: something that was asked for cannot be had; said before the first answer.
     """
     check_outputs(options)
-    options.dtype, options.device = settle(options.dtype, options.device)
+    options.dtype, options.device = settle(options.dtype, options.device, options.threads)
     asked = find_questions(options.task, options.data, options.limit)
     reader = Reader.from_pretrained(options.reader, dtype=options.dtype, device=options.device)
     weights = identify(reader)

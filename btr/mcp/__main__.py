@@ -16,7 +16,7 @@ from btr.serve import check, load
 from btr.serve.settings import DType, Settings, read_settings
 from btr.storage import StoreError
 
-SETTINGS = ("reader", "dtype", "device", "mode", "top", "prune")  # of those of `btr serve`
+SETTINGS = ("reader", "dtype", "device", "threads", "mode", "top", "prune")  # of those of `btr serve`
 
 
 def parse(argv: list[str] | None) -> Settings:

@@ -1,14 +1,17 @@
 """Where a model computes, and in which precision: chosen by name, or by what is here."""
 
+import os
 from pathlib import Path
 
 import torch
 
+from btr.command import cores
 from btr.errors import InputError
 from btr.progress import say
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PRECISIONS = ("auto", *sorted(DTYPES))  # as btr.command has them
+SAID = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}  # variables that say how many threads torch takes
 PROCESSOR = Path("/proc/cpuinfo")
 MULTIPLIES = {"avx512_bf16", "amx_bf16"}  # what a processor that multiplies bfloat16 says of itself
 
@@ -52,12 +55,31 @@ def choose_dtype(asked: str, device: torch.device) -> str:
     return "bfloat16" if multiplies_bfloat16(device) else "float32"
 
 
-def settle(dtype: str, device: str) -> tuple[str, str]:
-    """Return precision and device for what a command was asked for; what `auto` came to is said.
+def use_threads(asked: int | None = None) -> None:
+    """Compute with so many threads; None: with no more than there are cores for, unless the environment says how many.
+
+    torch takes every core of the machine, also in a container that has a few of them, and is far slower so.
 
     Raises:
-        InputError: as `choose_device` and `choose_dtype`.
+        InputError: fewer than one.
     """
+    if asked is not None and asked < 1:
+        raise InputError(f"threads are {asked}; use 1 or more")
+    if asked is not None:
+        torch.set_num_threads(asked)
+    elif not SAID & os.environ.keys() and torch.get_num_threads() > (most := cores()):
+        torch.set_num_threads(most)
+
+
+def settle(dtype: str, device: str, threads: int | None = None) -> tuple[str, str]:
+    """Return precision and device for what a command was asked for; what `auto` came to is said.
+
+    Threads are set, as `use_threads` does.
+
+    Raises:
+        InputError: as `use_threads`, `choose_device` and `choose_dtype`.
+    """
+    use_threads(threads)
     place = choose_device(device)
     precision = choose_dtype(dtype, place)
     if "auto" in (dtype, device):

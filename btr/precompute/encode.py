@@ -6,7 +6,6 @@ another kind, or with another torch, a bit may differ where a sum has another la
 """
 
 import itertools
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Self
 import numpy as np
 import torch
 
+from btr.command import cores
 from btr.corpus import Passage
 from btr.corpus.statistics import CHANGED, Corpus, Cursor
 from btr.errors import InputError
@@ -152,7 +152,7 @@ def write_shards(jobs: Sequence[ShardTask], reader: Reader, report: Report) -> d
 
 def threads_of(workers: int) -> int:
     """Return the threads that each of so many workers of this machine may use."""
-    return max(1, (os.cpu_count() or 1) // workers)
+    return max(1, cores() // workers)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ import numpy as np
 from btr.corpus import Passage
 from btr.errors import InputError
 from btr.retrieve.mapped import check_mapped
-from btr.retrieve.stems import GUESSED, NONE, Tokens, bm25s, check_language, guess, stems_of
+from btr.retrieve.stems import GUESSED, NONE, Tokens, bm25s, check_language, evidence, guess, stems_of
 
 FORMAT = 3  # 1 had other words: of two letters or more, accents and all, scripts without spaces uncut
 UNSTEMMED = 2  # has no language and is read as of NONE
@@ -64,7 +65,7 @@ class BM25Writer:
         """Use `create_or_resume`."""
         self.path, self.shard_size = path, shard_size
         self.language = language  # None: not told until the first shard is written
-        self._first: list[Passage] = []  # of the corpus, which tell it
+        self._evidence: Counter[str] = Counter()  # of the first passages of the corpus, which tells it
         self.done = done  # passages in whole shards on disk: feed the corpus from here
         self.finished = finished
         self._start_shard()
@@ -120,7 +121,7 @@ class BM25Writer:
             taken = passages[start : start + self.shard_size - len(self._tokens)]
             self._tokens.add(taken)
             if self.language is None:
-                self._first += taken[: GUESSED - len(self._first)]
+                self._evidence += evidence(taken[: max(GUESSED + len(taken) - len(self._tokens), 0)])
             start += len(taken)
             if len(self._tokens) == self.shard_size:
                 self._write_shard()
@@ -151,7 +152,7 @@ class BM25Writer:
 
     def _write_shard(self) -> None:
         if self.language is None:
-            self.language, self._first = guess(self._first), []
+            self.language = guess(self._evidence)
         index, vocabulary = _index(self._tokens, self.language)
         name = _name(self.done // self.shard_size)
         building = self.path / f"{name}.building"

@@ -7,6 +7,7 @@ is guessed from the first passages: English, or NONE.
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -52,11 +53,17 @@ def check_language(language: str) -> None:
         raise InputError(f"language is {language!r}; use one of {', '.join(LANGUAGES)}")
 
 
-def guess(passages: Sequence[Passage]) -> str:
-    """Return the language of a corpus that begins with these passages, of which GUESSED count."""
-    words = [word for passage in passages[:GUESSED] for word in split_words(text_of(passage))]
-    common, others = (sum(word in known for word in words) for known in (dropped(NONE), OTHERS))
-    return ENGLISH if common > 2 * others and common >= LEAST * len(words) else NONE
+def evidence(passages: Sequence[Passage]) -> Counter[str]:
+    """Count what tells the language of passages: their words, common ones of English, and of other languages."""
+    words = [word for passage in passages for word in split_words(text_of(passage))]
+    known = {"english": dropped(NONE), "others": OTHERS}
+    return Counter(words=len(words), **{name: sum(word in common for word in words) for name, common in known.items()})
+
+
+def guess(found: Counter[str]) -> str:
+    """Return the language of a corpus of whose first passages this is the evidence."""
+    english = found["english"]
+    return ENGLISH if english > 2 * found["others"] and english >= LEAST * found["words"] else NONE
 
 
 @cache

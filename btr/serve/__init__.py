@@ -26,7 +26,7 @@ from btr.serve.server import Server, bind, raise_file_limit, refusal
 from btr.serve.service import Service
 from btr.serve.settings import DEFAULT_STORE, Settings, parse
 from btr.storage import Store, StoreError
-from btr.storage.manifest import read_manifest
+from btr.storage.manifest import Manifest, read_manifest
 
 __all__ = ["AnswerRequest", "Dispatcher", "OpenStore", "RequestError", "Service", "Settings", "create_app", "main"]
 
@@ -62,7 +62,7 @@ def load(settings: Settings) -> Service:
     """Load the reader, by default the one that the store names, open the store it made and the store's index."""
     manifest = read_manifest(settings.store.absolute())
     name = settings.reader or manifest.reader or None
-    dtype, device = settle(settings.dtype, settings.device)
+    dtype, device = settle(precision(settings, manifest), settings.device, settings.threads)
     try:
         reader = Reader.from_pretrained(name, dtype=dtype, device=device)
         if not reader.config.k:  # a plain T5: the store knows where it was split
@@ -83,6 +83,13 @@ def load(settings: Settings) -> Service:
     except RequestError as error:  # nothing can be answered in this mode
         raise InputError(f"{settings.store}: {error}") from error
     return service
+
+
+def precision(settings: Settings, manifest: Manifest) -> str:
+    """Return in which precision to read: passages that are put into a store are encoded as the others in it."""
+    if settings.editable and settings.dtype == "auto":
+        return str(manifest.options.get("dtype") or "float32")
+    return settings.dtype
 
 
 def serve(service: Service, keys: Keys, bound: socket.socket) -> None:

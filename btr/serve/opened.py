@@ -13,6 +13,13 @@ from btr.retrieve.fusion import DENSE, Retriever, open_retriever
 from btr.retrieve.indexed import Index, StaleIndex, Tail, open_index
 from btr.storage import Store
 
+# Questions of the sample corpus that the shipped reader answers, and the passage that answers each.
+EXAMPLES = {
+    "Who discovered X-rays?": "light-2",
+    "How high is Mount Everest?": "everest-1",
+    "What kind of boat is traditional in Venice?": "venice-1",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class OpenStore:

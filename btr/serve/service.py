@@ -18,7 +18,7 @@ from btr.retrieve import HINT
 from btr.retrieve.bm25 import Hits
 from btr.serve.chosen import Chosen
 from btr.serve.hops import Hopped, Hops, Quiet, check_hops
-from btr.serve.opened import OpenStore
+from btr.serve.opened import EXAMPLES, OpenStore
 from btr.serve.schema import (
     AnswerRequest,
     AnswerResponse,
@@ -36,12 +36,6 @@ from btr.storage import Encoded, StoreError, UnknownId, WrongLength
 PHASES = ("retrieve", "load", "tokenize", "expand", "look", "encode", "merge", "decode")
 READ = 16  # characters per token that is read: what of a text is looked at for the answer
 CHARACTERS = 4  # per token of English: what an inline passage is taken to cost before it is tokenized
-# Questions of the sample corpus that the shipped reader answers, and the passage that answers each.
-EXAMPLES = {
-    "Who discovered X-rays?": "light-2",
-    "How high is Mount Everest?": "everest-1",
-    "What kind of boat is traditional in Venice?": "venice-1",
-}
 _log = logging.getLogger("btr.serve")
 
 

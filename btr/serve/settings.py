@@ -34,10 +34,16 @@ class Settings(BaseSettings):
         None, description="folder or hub id of the reader; default: the store's own"
     )
     dtype: DType = Field(
-        "float32", description="precision of the reader; auto: bfloat16 where the device multiplies it, else float32"
+        "auto",
+        description="precision of the reader; auto: bfloat16 where the device multiplies it, else float32; with "
+        "--editable, that of the store",
     )
     device: str = Field(
         "cpu", description="where the reader computes: cpu, cuda, cuda:1, mps, or auto: the GPU, if there is one"
+    )
+    threads: Count | None = Field(
+        None,
+        description="threads that compute; default: OMP_NUM_THREADS, or the cores of this process and its container",
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="0 takes a free one")

@@ -9,6 +9,7 @@ import torch
 
 from btr import command
 from btr.model.devices import PRECISIONS, settle
+from btr.precompute.encode import threads_of
 from btr.precompute.run import describe, load, parse
 from btr.reader import Reader
 from btr.serve import main as serve
@@ -87,3 +88,58 @@ def test_a_store_names_another_device_than_the_cpu(reader_folder: Path) -> None:
     assert "device" not in describe(options, reader, "").options
     options.device = "cuda:1"
     assert describe(options, reader, "").options["device"] == "cuda"
+
+
+V1 = ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        ({"cpu.max": "300000 100000\n"}, 3),
+        ({"cpu.max": "250000 100000\n"}, 2),  # a third thread would be held back
+        ({"cpu.max": "20000 100000\n"}, 1),
+        ({"cpu.max": "900000 100000\n"}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "what?\n"}, 8),
+        (dict(zip(V1, ("200000\n", "100000\n"), strict=True)), 2),
+        (dict(zip(V1, ("-1\n", "100000\n"), strict=True)), 8),
+        ({}, 8),
+    ],
+)
+def test_cores_are_those_of_the_container(
+    files: dict[str, str], wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(command, "CGROUP", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)), raising=False)
+    assert command.cores() == wanted
+    assert threads_of(3) == max(1, wanted // 3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "taken"),
+    [(None, "", 2), (None, "OMP_NUM_THREADS", None), (None, "MKL_NUM_THREADS", None), (5, "", 5)],
+)
+def test_threads_are_as_many_as_cores_unless_told(
+    asked: int | None, said: str, taken: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_to: list[int] = []
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    if said:
+        monkeypatch.setenv(said, "64")
+    monkeypatch.setattr("btr.model.devices.cores", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    settle("float32", "cpu", asked)
+    assert set_to == ([] if taken is None else [taken])
+
+
+def test_threads_below_the_cores_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: pytest.fail("there are cores for them"))
+    settle("float32", "cpu")

@@ -28,7 +28,7 @@ def test_losses_without_weight_are_not_computed() -> None:
     stage = replace(STAGES["joint"], weights={"recovery": 0.0, "cross": 0.5, "task": 2.0, "distillation": 1.0})
     assert stage.losses == ("task", "distillation", "cross") and stage.needs_teacher
     assert replace(stage, distill="off").losses == ("task", "cross")
-    assert not replace(stage, distill="off", weights={"task": 1.0, "distillation": 1.0}).taught
+    assert not replace(stage, distill="off", weights={"task": 1.0, "distillation": 1.0}).needs_teacher
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from btr.corpus import Passage
 from btr.errors import InputError
 from btr.retrieve import bm25
 from btr.retrieve.bm25 import BM25, BM25Writer
-from btr.retrieve.stems import ENGLISH, NONE, guess, stems_of
+from btr.retrieve.stems import ENGLISH, NONE, evidence, guess, stems_of
 
 ENGLISH_TEXTS = [
     "In 1895 the rays were discovered by a physicist at the university.",
@@ -71,7 +71,7 @@ def test_one_letter_is_found_among_stems(tmp_path: Path) -> None:
     ],
 )
 def test_language_is_guessed(texts: list[str], language: str) -> None:
-    assert guess(passages(texts)) == language
+    assert guess(evidence(passages(texts))) == language
 
 
 @pytest.mark.parametrize(

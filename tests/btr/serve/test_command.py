@@ -218,3 +218,18 @@ def test_signal_stops_the_server_cleanly(folder: Path, name: str) -> None:
     log = [entry for line in err.splitlines() if (entry := json.loads(line))["event"] != "warm"]
     assert (process.returncode, out, [entry["event"] for entry in log]) == (0, "", ["request", "draining"])
     assert (log[0]["route"], log[0]["status"], len(log[0]["request_id"])) == ("/health", 200, 32)
+
+
+def test_service_reads_in_bfloat16_where_the_processor_multiplies_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But one that edits, in the precision of the store."""
+    monkeypatch.delenv("BTR_DTYPE")
+    monkeypatch.setattr("btr.model.devices.PROCESSOR", tmp_path / "cpuinfo")
+    name = str(folder / "1.1")
+    for flags, wanted in (("avx512_bf16", torch.bfloat16), ("avx512f", torch.float32)):
+        (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags}\n")
+        capsys.readouterr()
+        assert load(Settings(store=folder / "whole", reader=name)).reader.model.dtype is wanted
+        assert capsys.readouterr().err == f"computing in {str(wanted).removeprefix('torch.')} on cpu\n"
+        assert load(Settings(store=folder / "whole", reader=name, editable=True)).reader.model.dtype is torch.float32
