@@ -92,8 +92,8 @@ class BM25Writer:
         state = _read_json(folder / "index.json")
         older = isinstance(state, dict) and state.get("format") in range(1, FORMAT)
         if (folder / "index.json").exists() and not older:
-            known = _read_index(folder)
-            return cls(folder, shard_size, known["passages"], True, known["language"])
+            index = _read_index(folder)
+            return cls(folder, shard_size, index["passages"], True, index["language"])
         _check_ours(folder)
         folder.mkdir(parents=True, exist_ok=True)
         begun = _read_json(folder / _name(0) / "shard.json")
@@ -141,8 +141,8 @@ class BM25Writer:
             {"name": _name(number), "offset": offset, "passages": min(self.shard_size, self.done - offset)}
             for number, offset in enumerate(range(0, self.done, self.shard_size))
         ]
-        index = {"format": FORMAT, "language": self.language, "passages": self.done, "shard_size": self.shard_size}
-        index["shards"] = shards
+        index: dict[str, Any] = {"format": FORMAT, "language": self.language, "passages": self.done}
+        index |= {"shard_size": self.shard_size, "shards": shards}
         _write_json(self.path / "index.json.building", index)
         _publish(self.path / "index.json.building", self.path / "index.json")
         self.finished = True
