@@ -28,7 +28,7 @@ from btr.progress import Progress, duration, say
 from btr.reader import Reader
 from btr.retrieve.bm25 import BM25Writer
 from btr.retrieve.dense.build import Embedding
-from btr.retrieve.dense.quantize import MOST_CODES
+from btr.retrieve.dense.quantize import CODES, MOST_CODES
 from btr.retrieve.fusion import DENSE
 from btr.retrieve.stems import check_language
 from btr.storage import Building, Manifest, Settings, Shard
@@ -70,10 +70,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--shard-passages", type=int, default=SHARD_PASSAGES, metavar="N", help="passages per shard (%(default)s)")
     about = "embed the passages too, for dense retrieval: encoder folder or hub id, as for btr retrieve build"
     add("--dense", "--retriever", dest="retriever", metavar="E", help=about)
-    add(
-        "--codes", type=int, default=1, metavar="N", help="bits per dimension of a vector, 1 to 4 (default %(default)s)"
-    )
-    add("--scaled", action="store_true", help="keep a scale, 2 bytes, of one code a vector too: better scores")
+    about = "bits per dimension of a vector, 1 to 4 (default %(default)s)"
+    add("--codes", type=int, default=CODES, metavar="N", help=about)
+    add("--scaled", action="store_true", help="keep a scale, 2 bytes, of one bit a dimension too: better scores")
     about = "what words are stemmed by in the index: english, german, ..., none; default: as the texts look"
     add("--language", metavar="L", help=about)
     add("--no-text", action="store_true", help="keep no texts: smaller, but answers come without passages to show")

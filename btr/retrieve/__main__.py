@@ -16,9 +16,9 @@ from btr.retrieve.dense import bench
 from btr.retrieve.dense.build import build, is_store, read_corpus, read_store
 from btr.retrieve.dense.calibrate import calibrate
 from btr.retrieve.dense.encoder import Encoder
-from btr.retrieve.dense.quantize import MOST_CODES
+from btr.retrieve.dense.quantize import CODES, MOST_CODES
 from btr.retrieve.dense.updates import shards_of
-from btr.retrieve.dense.writer import Plan
+from btr.retrieve.dense.writer import Plan, read_state
 from btr.retrieve.fusion import DENSE, KINDS, WORDS, Choice, Kind, open_retriever
 from btr.storage import Store, StoreError
 
@@ -62,8 +62,8 @@ def add_build(commands: Any) -> None:
     about = "encoder of the passages: a folder or hub id of a sentence-transformers or Contriever-style BERT"
     add("--retriever", required=True, metavar="R", help=about)
     add("--out", metavar="FOLDER", help="where to write dense/; needed for a corpus, default for a store: the store")
-    number(added, "--codes", 1, f"binary codes a vector, 1 to {MOST_CODES}")
-    add("--scaled", action="store_true", help="keep a scale, 2 bytes, of one code a vector too: better scores")
+    number(added, "--codes", None, f"bits a dimension, 1 to {MOST_CODES}; default: as the index there, or {CODES}")
+    add("--scaled", action="store_true", help="keep a scale, 2 bytes, of one bit a dimension too: better scores")
     add("--floats", action="store_true", help="keep float32 vectors too, to compare with; 32 times the bytes")
     add("--kind", choices=KINDS, help="what the store is searched with from now on; default: what is there, fused")
     add_computing(add, "the encoder")
@@ -88,11 +88,14 @@ def run_build(options: argparse.Namespace) -> int:
     out = Path(options.out) if options.out else source
     dtype, device = settle(options.dtype, options.device)
     encoder = Encoder.from_pretrained(options.retriever, dtype, device)
-    plan = Plan(
-        options.retriever, encoder.fingerprint, encoder.dimension, options.codes, options.floats, dtype, options.scaled,
-    )  # fmt: skip
     if options.no_resume:
         shutil.rmtree(out / DENSE, ignore_errors=True)
+    begun = read_state(out / DENSE)
+    usual = Plan("", "", 0, CODES) if begun is None else begun["plan"]
+    plan = Plan(
+        options.retriever, encoder.fingerprint, encoder.dimension, options.codes or usual.codes,
+        options.floats or usual.floats, dtype, options.scaled or usual.scaled,
+    )  # fmt: skip
     if is_store(source):
         with Store.open(source) as store:
             report, shards = Progress("embedded", 0, store.manifest.ordinals), shards_of(store.manifest.shards)
@@ -159,7 +162,7 @@ def run_bench(options: argparse.Namespace) -> int:
 def check(options: argparse.Namespace) -> None:
     """Raise InputError for a number out of range."""
     check_least(options, 1, "top", "limit", "words", "codes")
-    if options.command == "build" and options.codes > MOST_CODES:
+    if options.command == "build" and (options.codes or 1) > MOST_CODES:
         raise InputError(f"--codes is {options.codes}; use 1 to {MOST_CODES}")
     if options.command == "calibrate" and not 0 < options.keep <= 1:
         raise InputError(f"--keep is {options.keep}; give a share above 0, at most 1")

@@ -64,9 +64,10 @@ class Embedding:
         return cls(encoder, plan)
 
     def expected(self, passages: int) -> int:
-        """Return the bytes of the index of so many passages, about: their codes, with scales, and the rotation."""
+        """Return the bytes of the index of so many passages, about: their rows, and the quantizer."""
         D = self.plan.dimension
-        return passages * self.plan.codes * (8 * -(-D // 64) + 2) + 4 * D * D
+        bits = self.plan.codes
+        return passages * (8 * -(-D // 64) + -(-(bits - 1) * D // 8) + 2) + 4 * D * D * (1 if bits == 1 else 3)
 
     def write(self, folder: Path, passages: Callable[[], Iterator[Passage]], shards: Sequence[Shard]) -> None:
         """Write FOLDER/dense, and what is searched; a killed run is gone on with.

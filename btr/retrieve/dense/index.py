@@ -1,11 +1,11 @@
-"""Search an index of vectors: by bits and then by the codes, or by floats, which is the reference.
+"""Search an index of vectors: by signs and then by all bits, or by floats, which is the reference.
 
-Exhaustive: every question is compared with every passage, one pass over the first codes by Hamming distance, then the
-nearest `candidates` are scored with the float query against all codes. Equal scores stand in corpus order.
+Exhaustive: every question is compared with every passage, one pass over the signs by Hamming distance, then the nearest
+`candidates` are scored with the float query against all bits. Equal scores stand in corpus order.
 
 A server's store grows while it is searched: `following` adds passages newer than the index, their codes in memory.
 
-Shapes: Q questions, N passages, D dimensions, C codes, W words.
+Shapes: Q questions, N passages, D dimensions, W words.
 """
 
 import os
@@ -21,13 +21,13 @@ from btr import kernels
 from btr.errors import InputError
 from btr.retrieve.bm25 import Hits
 from btr.retrieve.dense.encoder import Encoder
-from btr.retrieve.dense.quantize import Quantizer
-from btr.retrieve.dense.writer import INDEX, PROGRESS, ROTATION, Plan, Shards, read_state, row_bytes
+from btr.retrieve.dense.quantize import SIGNS, Quantizer
+from btr.retrieve.dense.writer import INDEX, PROGRESS, ROTATION, VECTORS, Plan, Shards, files_of, read_state
 from btr.retrieve.mapped import check_mapped
 
 Search = Literal["rescored", "binary", "float"]
 
-CANDIDATES = 200  # passages scored after the first pass, or 10 times as many as asked for if that is more
+CANDIDATES = 400  # passages scored after the first pass, or 10 times as many as asked for if that is more
 BLOCK = 16_384  # passages scored by floats at a time
 
 
@@ -46,7 +46,7 @@ class Dense:
         self.quantizer = Quantizer.load(path / ROTATION)
         self._passages = passages
         self._stamp = self._stat()
-        self._files = {name: self._map(name, row) for name, row in row_bytes(self.quantizer, plan.floats).items()}
+        self._files = {name: self._map(name, *row) for name, row in files_of(self.quantizer, plan.floats).items()}
         self._newer: dict[str, NDArray[Any]] = {}  # rows that follow those of the files, by the files' names
 
     @classmethod
@@ -76,9 +76,7 @@ class Dense:
         if not len(vectors):
             longer._newer, longer._passages = {}, self.indexed
             return longer
-        words, scales = self.quantizer.encode(vectors)
-        rows: dict[str, NDArray[Any]] = {f"codes-{code}.bin": part for code, part in enumerate(words)}
-        rows |= {"scales.bin": scales, "vectors.bin": vectors}
+        rows = self.quantizer.encode(vectors) | {VECTORS: vectors}
         longer._newer = {name: rows[name] for name in self._files}
         longer._passages = self.indexed + len(vectors)
         return longer
@@ -86,7 +84,7 @@ class Dense:
     @property
     def indexed(self) -> int:
         """Passages in the files."""
-        return len(self._files["codes-0.bin"])
+        return len(self._files[SIGNS])
 
     def is_current(self) -> bool:
         """Tell whether the index on the disk is still the one that was opened."""
@@ -147,7 +145,7 @@ class Dense:
     def among(self, question: NDArray[np.float32], ordinals: NDArray[np.int64], top: int) -> Hits:
         """Find the best of these passages alone, rising ordinals (R,), for a prepared question, scored as by `search`.
 
-        All of them are scored, near by the first code or not.
+        All of them are scored, near by their signs or not.
         """
         return best(ordinals, self.score_prepared(question, ordinals), top)
 
@@ -176,8 +174,8 @@ class Dense:
             check_mapped(file)
 
     def _nearest(self, packed: NDArray[np.uint64], wanted: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Find the nearest by first codes: ordinals and distances (Q, wanted), the lower ordinal first of ties."""
-        known, newer = self._files["codes-0.bin"], self._newer.get("codes-0.bin")
+        """Find the nearest by signs: ordinals and distances (Q, wanted), the lower ordinal first of ties."""
+        known, newer = self._files[SIGNS], self._newer.get(SIGNS)
         ordinals, distances = kernels.nearest_k(packed, known, min(wanted, len(known)))
         if newer is None:
             return ordinals, distances
@@ -198,19 +196,14 @@ class Dense:
         return found
 
     def _score(self, query: NDArray[np.float32], ordinals: NDArray[np.int64]) -> NDArray[np.float32]:
-        codes = np.stack([self._rows(f"codes-{code}.bin", ordinals) for code in range(self.quantizer.codes)])
-        if self.quantizer.scaled:
-            scales = self._rows("scales.bin", ordinals)
-        else:
-            scales = np.ones((len(ordinals), self.quantizer.codes), np.float16)
-        return self.quantizer.scores(query, codes, scales)
+        return self.quantizer.scores(query, {name: self._rows(name, ordinals) for name in self.quantizer.files})
 
     def _search_floats(self, queries: NDArray[np.float32], top: int) -> list[Hits]:
-        if "vectors.bin" not in self._files:
+        if VECTORS not in self._files:
             raise InputError(f"{self.path}: keeps no floats; build it with --floats to search by them")
         found: list[Hits] = [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
         for first in range(0, self._passages, BLOCK):
-            block = self._rows("vectors.bin", np.arange(first, min(first + BLOCK, self._passages)))
+            block = self._rows(VECTORS, np.arange(first, min(first + BLOCK, self._passages)))
             scores = queries @ block.T
             for number, row in enumerate(scores):
                 places = nearest_floats(row, top)
@@ -218,14 +211,13 @@ class Dense:
                 found[number] = best(ordinals, np.concatenate((found[number][1], row[places])), top)
         return found
 
-    def _map(self, name: str, row: int) -> NDArray[Any]:
-        path, size = self.path / name, row * self._passages
+    def _map(self, name: str, kind: str, columns: int) -> NDArray[Any]:
+        path, size = self.path / name, np.dtype(kind).itemsize * columns * self._passages
         there = path.stat().st_size if path.exists() else 0
         if there != size:
             cure = "delete the folder and build it again"
             raise InputError(f"{path}: {there:,} bytes, expected {size:,} for {self._passages:,} passages; {cure}")
-        dtype = {"codes": "<u8", "scales": "<f2", "vectors": "<f4"}[name.split(".")[0].split("-")[0]]
-        return np.memmap(path, dtype, "r").reshape(self._passages, -1)
+        return np.memmap(path, kind, "r").reshape(self._passages, columns)
 
 
 def nearest_floats(scores: NDArray[np.float32], top: int) -> NDArray[np.int64]:

@@ -1,9 +1,10 @@
 """Write an index of vectors, passage after passage, in bounded memory.
 
     INDEX/index.json         format, D, codes, the encoder's name and fingerprint, N; written last
-    INDEX/rotation.safetensors   the basis of the codes, learned from the first SAMPLE passages
-    INDEX/codes-C.bin        code C of every passage: uint64 little-endian (N, W), bit order as in `btr.kernels`
-    INDEX/scales.bin         float16 (N, codes), where codes have scales
+    INDEX/rotation.safetensors   the quantizer, learned from the first SAMPLE passages
+    INDEX/codes-0.bin        signs of every passage: uint64 little-endian (N, W), bit order as in `btr.kernels`
+    INDEX/rest.bin           the further bits, of more than one a dimension: uint8 (N, bytes)
+    INDEX/scales.bin         float16 (N, 1), where vectors have scales
     INDEX/vectors.bin        float32 (N, D), where floats are kept
     INDEX/progress.json      settings and number of passages on the disk; while building
 
@@ -30,9 +31,10 @@ from btr.model.checkpoint import write
 from btr.retrieve.dense.encoder import Encoder
 from btr.retrieve.dense.quantize import Quantizer
 
-FORMAT = 1
+FORMAT = 2
+SIGNS_ALONE = 1  # had further codes of signs, with scales of their own; of one bit a dimension it is the same
 SAMPLE = 8192  # passages that the rotation is learned from; held in memory, as is one batch
-INDEX, PROGRESS, ROTATION = "index.json", "progress.json", "rotation.safetensors"
+INDEX, PROGRESS, ROTATION, VECTORS = "index.json", "progress.json", "rotation.safetensors", "vectors.bin"
 
 
 Shards = list[tuple[str, int]]  # content and passages of a store's shards
@@ -45,10 +47,10 @@ class Plan:
     encoder: str  # folder or hub id, as it was given
     fingerprint: str
     dimension: int
-    codes: int = 1
+    codes: int = 1  # bits a dimension
     floats: bool = False
     dtype: str = "float32"
-    scaled: bool = False  # a scale of 2 bytes where there is one code too
+    scaled: bool = False  # a scale of 2 bytes where there is one bit a dimension too
 
 
 def text_of(passage: Passage) -> str:
@@ -78,7 +80,7 @@ class DenseWriter:
             raise InputError(f"{folder}: a file, not a folder for an index; give another path or move it away")
         found = read_state(folder)
         others = [entry.name for entry in folder.iterdir()] if folder.exists() and found is None else []
-        ours = ("codes-", "scales.", "vectors.", "rotation.", "index.json", "progress.json")
+        ours = ("codes-", "rest.", "scales.", "vectors.", "rotation.", "index.json", "progress.json")
         if strange := [name for name in others if not name.startswith(ours)]:
             raise InputError(f"{folder}: not an index, it holds {min(strange)}; give an empty or a new folder")
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,15 +143,10 @@ class DenseWriter:
         return {"format": FORMAT, "passages": self.done, "plan": asdict(self.plan), "shards": self.shards}
 
     def _write(self, vectors: NDArray[np.float32]) -> None:
-        words, scales = self._known().encode(vectors)
-        parts = {f"codes-{code}.bin": part.astype("<u8") for code, part in enumerate(words)}
-        if self._known().scaled:
-            parts["scales.bin"] = scales.astype("<f2")
-        if self.plan.floats:
-            parts["vectors.bin"] = vectors.astype("<f4")
-        for name, values in parts.items():
+        rows = self._known().encode(vectors) | {VECTORS: vectors}
+        for name, (kind, _) in files_of(self._known(), self.plan.floats).items():
             with (self.path / name).open("ab") as file:
-                file.write(values.tobytes())
+                file.write(rows[name].astype(kind).tobytes())
                 file.flush()
                 os.fsync(file.fileno())
         self.done += len(vectors)
@@ -165,11 +162,15 @@ class DenseWriter:
             os.truncate(path, size)
 
 
+def files_of(quantizer: Quantizer, floats: bool) -> dict[str, tuple[str, int]]:
+    """Return the type and the columns of a passage's row in every file."""
+    return quantizer.files | ({VECTORS: ("<f4", quantizer.dimension)} if floats else {})
+
+
 def row_bytes(quantizer: Quantizer, floats: bool) -> dict[str, int]:
     """Return the bytes of a passage in every file."""
-    rows = {f"codes-{code}.bin": 8 * quantizer.words for code in range(quantizer.codes)}
-    rows |= {"scales.bin": 2 * quantizer.codes} if quantizer.scaled else {}
-    return rows | ({"vectors.bin": 4 * quantizer.dimension} if floats else {})
+    files = files_of(quantizer, floats).items()
+    return {name: np.dtype(kind).itemsize * columns for name, (kind, columns) in files}
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
@@ -187,8 +188,12 @@ def read_state(folder: Path) -> dict[str, Any] | None:
         shards = [(str(content), int(count)) for content, count in state.get("shards", [])]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); delete the folder and build it again") from error
+    if version == SIGNS_ALONE and plan.codes == 1:
+        version = FORMAT
     if version != FORMAT:
-        raise InputError(f"{folder}: index format {version!r}, this btr reads format {FORMAT}; upgrade btr or rebuild")
+        cure = f"python -m btr.retrieve build {folder.parent} --retriever {plan.encoder} --no-resume"
+        cure = f"build it again with: {cure}" if version == SIGNS_ALONE else "upgrade btr or rebuild"
+        raise InputError(f"{folder}: index format {version!r}, this btr reads format {FORMAT}; {cure}")
     return {**state, "plan": plan, "passages": passages, "shards": shards}
 
 

@@ -96,9 +96,9 @@ def test_killed_run_goes_on_to_the_same_index(run: Run, whole: Path, tmp_path: P
 
 def test_what_was_embedded_otherwise_is_refused_and_dropped_where_none_is_wanted(run: Run, tmp_path: Path) -> None:
     assert run(tmp_path, die=("btr.retrieve.dense.writer:DenseWriter.append", 6)).code == -signal.SIGKILL
-    result = run(tmp_path, "--codes", "2")
+    result = run(tmp_path, "--codes", "1")
     assert (result.code, result.out) == (2, "")
-    assert "was begun with codes 1, now it is 2" in result.err.splitlines()[-1]
+    assert "was begun with codes 2, now it is 1" in result.err.splitlines()[-1]
     result = run(tmp_path, "--scaled")
     assert (result.code, "was begun with scaled False, now it is True" in result.err) == (2, True)
     assert run(tmp_path, "--retriever", "").code == 0

@@ -63,11 +63,13 @@ def test_build_search_and_choice(store: Path, capsys: pytest.CaptureFixture[str]
     assert "p1" in capsys.readouterr().out
 
 
-def test_one_code_may_have_its_scale(store: Path, encoder_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_bit_may_have_its_scale(store: Path, encoder_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     count = (store / "dense" / "codes-0.bin").stat().st_size // 8  # D = 64
-    assert not (store / "dense" / "scales.bin").exists()
-    words = ["build", str(store), "--retriever", str(encoder_folder), "--scaled", "--no-resume"]
+    words = ["build", str(store), "--retriever", str(encoder_folder), "--codes", "1", "--no-resume"]
     assert command.main(words) == 0
+    assert not (store / "dense" / "scales.bin").exists()
+    assert command.main([*words, "--scaled"]) == 0
+    assert command.main(words[:4]) == 0  # goes on as it was begun
     assert (store / "dense" / "scales.bin").stat().st_size == 2 * count
     assert command.main(["search", str(store), "lighthouse", "--kind", "dense"]) == 0
     capsys.readouterr()
@@ -175,7 +177,7 @@ def test_bench_measures(
     capsys.readouterr()
     assert command.main([*words, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["counted"], facts["questions"], facts["bytes"], facts["float_bytes"]) == (3, 4, 8, 256)
+    assert (facts["counted"], facts["questions"], facts["bytes"], facts["float_bytes"]) == (3, 4, 18, 256)
     own, again = facts["rows"]
     assert set(own["recall"]) == {"float", "rescored", "binary", "BM25", "BM25 + rescored"}
     assert own["recall"]["float"]["20"][0] == 100.0  # all six passages are found
@@ -207,8 +209,8 @@ MISTAKES = [
     (["build", "{corpus}", "--retriever", "{encoder}"], "is not a finished store; for a corpus, say with --out"),
     (["build", "{store}", "--retriever", "{corpus}"], "no config.json"),
     (["build", "{store}", "--retriever", "{encoder}", "--codes", "5"], "--codes is 5; use 1 to 4"),
-    (["build", "{store}", "--retriever", "{encoder}", "--codes", "2"], "begun with codes 1, now it is 2"),
-    (["build", "{store}", "--retriever", "{encoder}", "--floats", "--scaled"], "with scaled False, now it is True"),
+    (["build", "{store}", "--retriever", "{encoder}", "--codes", "1"], "begun with codes 2, now it is 1"),
+    (["build", "{store}", "--retriever", "{encoder}", "--scaled"], "with scaled False, now it is True"),
     (["search", "{corpus}", "x"], "no index to search"),
     (["search", "{store}", "x", "--top", "0"], "--top is 0; use 1 or more"),
     (["calibrate", "{store}", "{corpus}/questions.jsonl", "--keep", "2"], "--keep is 2.0; give a share"),

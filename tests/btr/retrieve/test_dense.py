@@ -65,51 +65,55 @@ def test_rotation_is_orthogonal_and_brings_vectors_to_their_signs() -> None:
     assert fit(sample @ rotation) > fit(sample) + 0.05
 
 
-@pytest.mark.parametrize("codes", [1, 2, 3, 4])
-def test_codes_are_signs_of_what_is_left(codes: int) -> None:
-    vectors = draw(2, 50, 70)
+@pytest.mark.parametrize(("codes", "each"), [(1, 16 + 2), (2, 16 + 9 + 2), (3, 16 + 18 + 2), (4, 16 + 27 + 2)])
+def test_signs_come_first_and_rows_have_their_bytes(codes: int, each: int) -> None:
+    vectors = draw(2, 500, 70) * np.linspace(2, 0.1, 70, dtype=np.float32)
     quantizer = Quantizer.fit(vectors, codes)
-    words, scales = quantizer.encode(vectors)
-    assert words.shape == (codes, 50, 2) and quantizer.bytes == codes * (16 + 2 * (codes > 1))
-    left, error, ratios = vectors @ quantizer.rotation, [np.inf], []
-    for code in range(codes):
-        signs = np.where(left > 0, 1, -1)
-        assert np.array_equal(kernels.unpack(words[code], 70), signs)
-        if codes > 1:
-            means = np.abs(left).mean(1).astype(np.float16).astype(np.float32)
-            ratios.append(scales[:, code] / means)
-            left = left - means[:, None] * signs
-            error.append(float((left**2).sum()))
-    assert error == sorted(error, reverse=True)
-    np.testing.assert_allclose(ratios, np.broadcast_to(ratios[:1], np.shape(ratios)), rtol=2e-3)  # all stretched alike
+    rows = quantizer.encode(vectors)
+    assert quantizer.bytes == each == sum(row[0].nbytes for row in rows.values())
+    rotated = vectors @ quantizer.rotation
+    assert np.array_equal(kernels.unpack(rows["codes-0.bin"], 70), np.where(rotated > 0, 1, -1))
+    assert rows.keys() == quantizer.files.keys() and all(len(row) == 500 for row in rows.values())
 
 
 @pytest.mark.parametrize("codes", [1, 2, 4])
 def test_scaled_codes_keep_the_inner_product_of_a_vector_with_itself(codes: int) -> None:
-    vectors = draw(20, 60, 70)
+    vectors = draw(20, 60, 70) * np.linspace(1, 3, 60, dtype=np.float32)[:, None]
     quantizer = Quantizer.fit(vectors, codes, scaled=True)
-    assert quantizer.scaled and quantizer.bytes == codes * (16 + 2)
-    words, scales = quantizer.encode(vectors)
-    found = [quantizer.scores(row, words[:, [n]], scales[[n]])[0] for n, row in enumerate(quantizer.rotate(vectors))]
-    np.testing.assert_allclose(found, np.ones(60), rtol=1e-3)
+    assert quantizer.scaled
+    rows = quantizer.encode(vectors)
+    found = [
+        quantizer.scores(row, {name: part[[n]] for name, part in rows.items()})[0]
+        for n, row in enumerate(quantizer.rotate(vectors))
+    ]
+    np.testing.assert_allclose(found, (vectors**2).sum(1), rtol=1e-3)
 
 
-def test_nothing_is_of_no_length() -> None:
+@pytest.mark.parametrize("codes", [1, 2])
+def test_nothing_is_of_no_length(codes: int) -> None:
     vectors = np.vstack([draw(21, 20), np.zeros((1, D), np.float32)])
-    words, scales = Quantizer.fit(vectors[:20], 2).encode(vectors)
-    assert scales[20].tolist() == [0, 0] and np.isfinite(scales).all() and words.shape == (2, 21, 1)
+    rows = Quantizer.fit(vectors[:20], codes, scaled=True).encode(vectors)
+    assert rows["scales.bin"][20].tolist() == [0] and np.isfinite(rows["scales.bin"]).all()
 
 
-@pytest.mark.parametrize("codes", [1, 3])
-def test_scores_are_products_with_the_codes(codes: int) -> None:
-    vectors, query = draw(3, 40), draw(4, 1)[0]
-    quantizer = Quantizer.fit(vectors, codes)
-    words, scales = quantizer.encode(vectors)
-    signs = np.stack([kernels.unpack(code, D) for code in words], axis=1).astype(np.float32)
-    factors = scales.astype(np.float32) if codes > 1 else np.full((40, 1), 1 / np.sqrt(D), np.float32)
-    expected = (factors[..., None] * signs).sum(1) @ (query @ quantizer.rotation)
-    found = quantizer.scores(quantizer.rotate(query[None])[0], words, scales)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+def test_scores_are_products_with_the_estimates() -> None:
+    vectors, query = draw(3, 300) * np.linspace(2, 0.2, D, dtype=np.float32), draw(4, 1)[0]
+    for codes in (1, 3):
+        quantizer = Quantizer.fit(vectors, codes)
+        rows, asked = quantizer.encode(vectors), quantizer.rotate(query[None])[0]
+        signs = kernels.unpack(rows["codes-0.bin"], D).astype(np.float32)
+        if quantizer.telling is None or quantizer.residual is None:
+            estimates = signs
+        else:
+            estimates = signs @ quantizer.telling + quantizer.residual.restore(rows["rest.bin"])
+        estimates = rows["scales.bin"].astype(np.float32) * estimates
+        np.testing.assert_allclose(quantizer.scores(asked, rows), estimates @ asked, atol=1e-4)
+    error = ((estimates - vectors @ quantizer.rotation) ** 2).sum() / (vectors**2).sum()
+    assert error < 0.05
+    plain = Quantizer.fit(draw(3, 300))
+    rows = plain.encode(vectors)
+    signs = kernels.unpack(rows["codes-0.bin"], D).astype(np.float32)
+    np.testing.assert_allclose(plain.scores(asked, rows), signs @ asked / np.sqrt(D), atol=1e-4)
 
 
 def test_vectors_of_unequal_length_have_scales() -> None:
@@ -125,14 +129,14 @@ def test_search_is_brute_force(tmp_path: Path, plan: Plan, encoder: Encoder) -> 
         expected = vectors @ query
         assert ordinals.tolist() == np.argsort(-expected, kind="stable")[:11].tolist()
         np.testing.assert_allclose(scores, expected[ordinals], rtol=1e-5)
-    words, scales = index.quantizer.encode(vectors)
+    rows = index.quantizer.encode(vectors)
     rotated = index.quantizer.rotate(queries)
-    distances = kernels.hamming(kernels.pack(rotated), words[0])
+    distances = kernels.hamming(kernels.pack(rotated), rows["codes-0.bin"])
     for number, (ordinals, scores_) in enumerate(index.search_vectors(queries, 11, "binary")):
         assert ordinals.tolist() == np.argsort(distances[number], kind="stable")[:11].tolist()
         assert (-scores_).tolist() == distances[number][ordinals].tolist()
     for number, (ordinals, scores_) in enumerate(index.search_vectors(queries, 11, candidates=700)):
-        expected = index.quantizer.scores(rotated[number], words, scales)
+        expected = index.quantizer.scores(rotated[number], rows)
         assert ordinals.tolist() == np.argsort(-expected, kind="stable")[:11].tolist()
         assert np.array_equal(scores_, expected[ordinals])
 
@@ -303,7 +307,16 @@ def test_damage_is_seen(tmp_path: Path, plan: Plan, encoder: Encoder) -> None:
     with pytest.raises(InputError, match="968 bytes, expected 960 for 120 passages"):
         Dense.open(path, encoder)
     (path / "index.json").write_text(json.dumps(state | {"format": 9}))
-    with pytest.raises(InputError, match="index format 9, this btr reads format 1"):
+    with pytest.raises(InputError, match="index format 9, this btr reads format 2; upgrade btr"):
+        Dense.open(path, encoder)
+    (path / "codes-0.bin").write_bytes((path / "codes-0.bin").read_bytes()[:-8])
+    (path / "index.json").write_text(json.dumps(state | {"format": 1}))
+    assert len(Dense.open(path, encoder)) == 120  # one bit a dimension is as it was
+    state["plan"]["codes"] = 2
+    (path / "index.json").write_text(json.dumps(state | {"format": 1}))
+    with pytest.raises(
+        InputError, match=r"index format 1, .*; build it again with: python -m btr.retrieve build .* --no-"
+    ):
         Dense.open(path, encoder)
     (path / "index.json").write_text("{")
     with pytest.raises(InputError, match=r"index.json: damaged"):

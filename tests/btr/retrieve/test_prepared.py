@@ -99,7 +99,7 @@ def test_more_begins_with_fewer(index: Retriever) -> None:
         for question in QUESTIONS:
             [few], [many] = index.search([question], top), index.search([question], most)
             assert same(few, (many[0][:top], many[1][:top]))
-    depths = {"bm25": 40, "dense": 20, "hybrid": 40}
+    depths = {"bm25": 40, "dense": 40, "hybrid": 40}
     assert index.depth(10, 40) == (10 if index.choice.threshold is not None else depths[index.choice.kind])
 
 
