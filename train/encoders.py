@@ -69,17 +69,17 @@ def compare(
     """Say how near the student comes to its teacher, on dev questions, else on some that it has learnt from.
 
     Raises:
-        InputError: not as near as --least-cosine.
+        InputError: not as near as --least-recall.
     """
     learnt = [text.text for text in texts[:ASKED]]
     questions = [question.question for question in read_questions(options.dev)] if options.dev else learnt
     near, recall = agreement(student, teacher, questions, targets)
     which = f"{len(questions):,} {'dev questions' if options.dev else 'texts it has learnt from'}"
     say(f"over {which}: mean cosine to the teacher {near:.4f}, {recall:.1%} of its 20 nearest texts found again")
-    if not near >= options.least_cosine:
+    if not recall >= options.least_recall:
         raise InputError(
-            f"the student's mean cosine to the teacher is {near:.4f}, below --least-cosine {options.least_cosine:g}, "
-            "so it is not written; train longer or on more texts, in another --out, or lower it to have it as it is"
+            f"the student finds {recall:.1%} of the teacher's nearest texts, --least-recall is {options.least_recall:g}"
+            ", so it is not written; train longer or on more texts, in another --out, or lower that to have it as it is"
         )
     kind = "dev" if options.dev else "learnt"
     return {f"{kind}_cosine": round(near, 4), f"{kind}_recall_at_20": round(recall, 4)}

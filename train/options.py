@@ -27,6 +27,7 @@ SHARES = (
     "floor",
     "unanswerable",
     "precision",
+    "least_recall",
 )  # options between 0 and 1
 
 
@@ -146,8 +147,8 @@ def add_encoders(commands: Any) -> None:
         added.add_argument("--out", required=True, metavar="RUN", help="folder of the run; the encoder is in encoder/")
         about = "questions to compare the two encoders on at the end; default: some of those it learns from"
         added.add_argument("--dev", metavar="FILE", help=about)
-        about = "least mean cosine to the teacher, over these questions, of a student that is written"
-        amount(added, "--least-cosine", 0.8, about)
+        about = "share of the teacher's 20 nearest texts that a student has to find again, or it is not written"
+        amount(added, "--least-recall", 0.3, about)
         about = "folder for the teacher's vectors, which runs one after the other may share; default: RUN"
         added.add_argument("--embeddings", metavar="FOLDER", help=about)
         count(added, "--batch", 128, "texts of a step")

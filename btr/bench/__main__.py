@@ -47,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument(
         "--passages", type=numbers, default=[40], help="how many, or several such numbers: 5,10,20,40,100"
     )
+    main.add_argument("--split", type=int, metavar="K", help="lower layers run apart (default: those of the shape)")
+    about = "predictive signs kept of a token; 0: as many as the shape keeps (default %(default)s)"
+    main.add_argument("--bits", type=int, default=0, help=about)
     main.add_argument("--questions", type=int, default=1, help="answered together (default %(default)s)")
     main.add_argument("--passage-tokens", type=int, default=160)
     main.add_argument("--question-tokens", type=int, default=32)
@@ -82,11 +85,13 @@ def numbers(text: str) -> list[int]:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time all that was asked for, at each number of passages."""
     check_least(options, 1, "questions", "passage_tokens", "question_tokens", "new_tokens", "runs")
-    check_least(options, 0, "prune")
+    check_least(options, 0, "prune", "bits")
+    if options.split is not None:
+        check_least(options, 1, "split")
     unknown = sorted(set(options.only) - set(NAMES) - set(ROUNDED))
     if unknown:
         raise InputError(f"--only {','.join(unknown)}: not known; choose of {', '.join(NAMES)}")
-    reader = random_reader(options.shape, DTYPES[options.dtype])
+    reader = random_reader(options.shape, DTYPES[options.dtype], options.split, options.bits)
     reader.save_pretrained(folder / "reader")
     sizes = []
     for count in options.passages:

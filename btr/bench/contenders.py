@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from btr.corpus import Passage
+from btr.errors import InputError
 from btr.model.bert import Bert
 from btr.model.config import MODES, T5_SHAPES, BertConfig, Mode, MPNetConfig, ReaderConfig
 from btr.model.fid import FiD
@@ -36,15 +37,29 @@ Contenders = dict[str, Callable[[], tuple[list[Answer], float] | None]]
 Baseline = Callable[[Sequence[str], Sequence[Passage], int], None]  # questions, passages, new tokens
 
 
-def random_reader(shape: str, dtype: torch.dtype) -> Reader:
-    """Make a reader of a shape with random weights, which prunes; a T5 never ends an answer. Its words are numbered."""
+def random_reader(shape: str, dtype: torch.dtype, k: int | None = None, bits: int = 0) -> Reader:
+    """Make a reader of a shape with random weights, which prunes; a T5 never ends an answer. Its words are numbered.
+
+    k: the shape's own unless given; bits: how many predictive signs are kept of a token, 0: as the shape has it.
+
+    Raises:
+        InputError: a k that it has no layer for, or more bits than it has dimensions.
+    """
     torch.manual_seed(0)
     berts = {"bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]"), "mpnet": ("<s>", "<pad>", "</s>", "[UNK]")}
     marks = berts[BERT_SHAPES[shape].family] if shape in BERT_SHAPES else ("<pad>", "</s>", "<unk>")
-    if shape in BERT_SHAPES:
-        model: FiD | SpanReader = SpanReader(Bert(BERT_SHAPES[shape]), span_config(shape))
-    else:
-        model = FiD(random_t5(shape), ReaderConfig(k=SPLIT[shape]))
+    config = span_config(shape)
+    if bits:
+        config = replace(config, calibration="predictive", bits=bits)
+    config = replace(config, k=config.k if k is None else k)
+    model: FiD | SpanReader
+    try:
+        if shape in BERT_SHAPES:
+            model = SpanReader(Bert(BERT_SHAPES[shape]), config)
+        else:
+            model = FiD(random_t5(shape), config)
+    except ValueError as error:
+        raise InputError(f"--shape {shape}: {error}") from error
     model.pruner = Pruner(model.width)
     model.pruner.weight.normal_()
     numbers = range(len(marks), model.vocab_size)
@@ -67,7 +82,7 @@ def random_t5(shape: str) -> T5:
 
 
 def span_config(shape: str) -> ReaderConfig:
-    """Return how a BERT of this shape keeps its tokens: as the shipped reader does, or the paper's way."""
+    """Return how a reader of this shape keeps its tokens: as the shipped one does, or the paper's way."""
     if shape != "minilm":
         return ReaderConfig(k=SPLIT[shape])
     return ReaderConfig(k=SPLIT[shape], calibration="predictive", bits=BERT_SHAPES[shape].hidden_size * 5 // 16)

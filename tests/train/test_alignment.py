@@ -114,7 +114,7 @@ def test_targets_go_on_after_a_kill(teacher: Encoder, tmp_path: Path) -> None:
 
 def words(method: str, encoder: Path, questions: Path, out: Path, *more: str) -> list[str]:
     common = ["--encoder", str(encoder), "--questions", str(questions), "--out", str(out), "--batch", "8"]
-    return [method, *common, "--warmup", "2", "--learning-rate", "0.002", "--least-cosine", "-1", *more]
+    return [method, *common, "--warmup", "2", "--learning-rate", "0.002", "--least-recall", "0", *more]
 
 
 @pytest.mark.parametrize("method", ["kale", "leaf"])
@@ -175,7 +175,7 @@ def test_leaf_learns_from_passages_too(encoder_folder: Path, questions: Path, tm
     more = ["--layers", "1", "--steps", "3", "--text", str(tmp_path / "text.jsonl")]
     assert main(words("leaf", encoder_folder, questions, tmp_path / "run", *more)) == 0
     facts = json.loads((tmp_path / "run/encoder/btr_encoder.json").read_text())
-    assert facts["texts"] == len(ASKED) + 1
+    assert facts["texts"] == len(ASKED) + 1 and 0 <= facts["learnt_recall_at_20"] <= 1  # no --dev
 
 
 def test_linear_layer_starts_as_the_best_fit(teacher: Encoder) -> None:
@@ -209,15 +209,18 @@ def test_agreement_is_the_mean_cosine_and_the_share_of_neighbours(teacher: Encod
 def test_a_student_too_far_away_is_not_written(
     encoder_folder: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = words("leaf", encoder_folder, questions, tmp_path / "run", "--layers", "1", "--steps", "1")
-    assert main([*start, "--least-cosine", "1.01"]) == 2
+    other = [{"question": f"{word} of the mill, and {n} herons", "answers": ["x"]} for n, word in enumerate(ASKED)]
+    (tmp_path / "dev.jsonl").write_text("\n".join(map(json.dumps, other)))
+    more = ["--layers", "1", "--steps", "1", "--dev", str(tmp_path / "dev.jsonl")]
+    start = words("leaf", encoder_folder, questions, tmp_path / "run", *more)
+    assert main([*start, "--least-recall", "1"]) == 2
     *_, said, error = capsys.readouterr().err.splitlines()
-    assert error.startswith("error: ") and "below --least-cosine 1.01" in error
+    assert error.startswith("error: ") and "--least-recall is 1, so it is not written" in error
     assert "mean cosine to the teacher" in said and "of its 20 nearest texts found again" in said
     assert not (tmp_path / "run/encoder").exists() and not (tmp_path / "run/routed").exists()
     assert main(start) == 0  # the same run, a lower floor
     facts = json.loads((tmp_path / "run/encoder/btr_encoder.json").read_text())
-    assert -1 <= facts["learnt_cosine"] < 1.01 and 0 <= facts["learnt_recall_at_20"] <= 1
+    assert -1 <= facts["dev_cosine"] < 1 and 0 <= facts["dev_recall_at_20"] < 1
 
 
 def test_student_of_another_vocabulary_shares_the_teachers_vectors(

@@ -12,7 +12,9 @@ from btr.bench import __main__ as bench
 from btr.bench import contenders
 from btr.bench import kernels as kernel_bench
 from btr.bench.__main__ import main
-from btr.model.config import T5_SHAPES, BertConfig
+from btr.model.config import T5_SHAPES, BertConfig, MPNetConfig
+
+SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
 @pytest.fixture(autouse=True)
@@ -21,9 +23,12 @@ def tiny_base(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(contenders.SPLIT, "base", 3)
     tiny = BertConfig(vocab_size=200, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=96)
     monkeypatch.setitem(contenders.BERT_SHAPES, "minilm", tiny)
+    mpnet = MPNetConfig(**{name: getattr(tiny, name) for name in SHAPE})
+    monkeypatch.setitem(contenders.BERT_SHAPES, "mpnet-base", mpnet)
+    monkeypatch.setitem(contenders.SPLIT, "mpnet-base", 3)
 
 
-@pytest.mark.parametrize("shape", ["base", "minilm"])
+@pytest.mark.parametrize("shape", ["base", "minilm", "mpnet-base"])
 def test_texts_have_the_asked_tokens(shape: str) -> None:
     reader = contenders.random_reader(shape, torch.float32)
     options = bench.parser().parse_args(["--questions", "2", "--passage-tokens", "30", "--question-tokens", "9"])
@@ -44,6 +49,17 @@ def figures_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str,
         answers = 2 * len(size["rows"])
         assert f"{size['passages']} passages: {answers}/{answers} answers  " in err
     return found
+
+
+def test_split_and_bits_are_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = figures_of(capsys, "--passages", "2", "--shape", "mpnet-base", "--split", "2", "--bits", "24")
+    assert figures["k"] == 2
+    rows = figures["sizes"][0]["rows"]
+    assert list(rows) == ["transformers", "full", "float", "binary", "pruned", "reread"]
+    assert rows["binary"]["bytes_per_token"] == 8 + 2  # whole words
+    for wrong, message in ((("--split", "4"), "k is 4, the encoder has 4 layers"), (("--bits", "65"), "64 wide")):
+        assert main([*SIZES, "--shape", "mpnet-base", *wrong]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("questions", [1, 2])
