@@ -103,7 +103,7 @@ def table(figures: dict[str, Any]) -> str:
     if figures["recall"]:
         found = (f"@{k} {value(v)}" for k, v in figures["recall"].items())
         lines.append("an answer among the passages retrieved, %: " + "  ".join(found))
-    if guess := figures["guess"]:
+    if guess := figures.get("guess"):
         lines.append(f"without reading ({guess['by']}), %: {value(guess['accuracy'])}")
     rows = figures["rows"]
     readers = len({row["reader"] for row in rows}) > 1
