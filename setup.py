@@ -101,6 +101,7 @@ setup(
     extras_require={
         "documents": ["markitdown[docx,pdf,pptx,xlsx]>=0.1.3"],
         "plots": ["matplotlib>=3.9"],
+        "bench": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],  # what `btr bench` compares with
         "gpus": ["accelerate>=1.0"],
         "ray": ["ray>=2.40"],
         "mcp": ["mcp>=2.0"],
@@ -126,6 +127,9 @@ setup(
             "nbclient>=0.10",
             "ipykernel>=6.29",
             "markitdown>=0.1.3",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
+            "onnxscript>=0.5",
         ],
     },
     entry_points={"console_scripts": ["btr = btr.__main__:cli"]},
