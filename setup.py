@@ -102,6 +102,7 @@ setup(
     extras_require={
         "documents": ["markitdown[docx,pdf,pptx,xlsx]>=0.1.3"],
         "plots": ["matplotlib>=3.9"],
+        "bench": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],  # what `btr bench` compares with
         "gpus": ["accelerate>=1.0"],
         "ray": ["ray>=2.40"],
         "mcp": ["mcp>=2.0"],
@@ -128,6 +129,9 @@ setup(
             "ipykernel>=6.29",
             "markitdown>=0.1.3",
             "sentence-transformers>=5.0",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
+            "onnxscript>=0.5",
         ],
     },
     entry_points={"console_scripts": ["btr = btr.__main__:cli"]},

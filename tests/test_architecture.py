@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"btr": "btr", "btr.kernels": "kernels", "btr.storage": "storage", "btr.train": "train"}
 MAX_LINES = 400
 IMPORTED_AS = {"PyStemmer": "Stemmer"}
-USERS = ("plots", "gpus", "ray", "mcp", "documents")  # extras for who uses the package, not for who tests it
+USERS = ("plots", "gpus", "ray", "mcp", "documents", "bench")  # extras for who uses the package, not for who tests it
 
 HALL = {f"btr.{name}" for name in ("errors", "progress", "metrics", "words", "command")}  # for every room but two
 # room: what it may import of ours, beside itself and the hall

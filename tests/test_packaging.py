@@ -119,7 +119,7 @@ def test_installed_wheel_reads_and_answers_far_from_a_clone(installed: Path, tmp
     assert run("python", "-c", code).split()[1] == "1"
 
 
-@pytest.mark.parametrize("extra", ["gpus", "plots", "ray"])
+@pytest.mark.parametrize("extra", ["bench", "gpus", "plots", "ray"])
 def test_texts_name_extras_that_there_are(extra: str, unpacked: Path) -> None:
     [folder] = unpacked.glob("btr_reader-*.dist-info")
     assert f"\nProvides-Extra: {extra}\n" in (folder / "METADATA").read_text(encoding="utf-8")

@@ -5,10 +5,14 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import resource
+import shlex
 import statistics
 import sys
 import tempfile
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,18 +21,20 @@ import torch
 
 from btr import __version__
 from btr.bench import kernels as kernel_bench
-from btr.bench.contenders import SPLIT, TRANSFORMERS, contenders, make_texts, random_reader, store_of
+from btr.bench.baselines import OTHERS, TRANSFORMERS, possible
+from btr.bench.contenders import SPLIT, contenders, make_texts, random_reader, store_of
 from btr.command import Parser, check_file, check_least, run_command
 from btr.errors import InputError
 from btr.eval import plots
 from btr.model.config import MODES
-from btr.progress import Progress
+from btr.progress import Progress, say
 from btr.reader import DTYPES, Reader
 from btr.storage import Encoded, Store
 
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")  # of a CPU, that speeds depend on
 PHASES = ("tokenize", "load", "expand", "look", "encode", "merge", "decode")
 NAMES = (TRANSFORMERS, *MODES, "pruned", "reread", "merged")
-ROUNDED = ("int8", "pruned-int8")  # rows that are only there if they are asked for
+ROUNDED = ("int8", "pruned-int8")  # rows that are only there if they are asked for, as OTHERS are
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,13 +69,16 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--prune", type=int, default=4, help=about)
     main.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
     main.add_argument("--runs", type=int, default=5, help="timed runs of each, after one that is not counted")
-    about = "which of them, with commas; int8 and pruned-int8: of a T5 whose decoder is rounded (default %(default)s)"
+    about = "which of them, with commas; int8 and pruned-int8: of a T5 whose decoder is rounded; eager, compile: of "
+    about += "transformers; onnx, onnx-int8: ONNX Runtime, float32 and int8, of a T5 the encoder alone: "
+    about += "needs the extra bench (default %(default)s)"
     main.add_argument("--only", type=lambda text: text.split(","), default=",".join(NAMES), help=about)
     about = "also take the peak memory of each, in a process of its own"
     main.add_argument("--memory", action="store_true", help=about)
     about = "time the kernels instead, of a width, beside what does the same and the roof that they are held against"
     main.add_argument("--kernels", type=int, nargs="*", metavar="D", help=about)
-    main.add_argument("--json", action="store_true", help="print the figures as JSON")
+    about = "print the figures as JSON, or write them to a file"
+    main.add_argument("--json", nargs="?", const="-", metavar="FILE", help=about)
     main.add_argument("--plot", metavar="FILE", help="draw seconds and phases: .png, .pdf or .svg")
     return main
 
@@ -88,15 +97,23 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     check_least(options, 0, "prune", "bits")
     if options.split is not None:
         check_least(options, 1, "split")
-    unknown = sorted(set(options.only) - set(NAMES) - set(ROUNDED))
+    unknown = sorted(set(options.only) - set(NAMES) - set(ROUNDED) - set(OTHERS))
     if unknown:
-        raise InputError(f"--only {','.join(unknown)}: not known; choose of {', '.join(NAMES)}")
+        raise InputError(f"--only {','.join(unknown)}: not known; choose of {', '.join((*NAMES, *ROUNDED, *OTHERS))}")
+    if missing := [name for name in options.only if not possible(name)]:
+        say(f"left out: {', '.join(missing)}: not installed; pip install 'btr-reader[bench]'")
     reader = random_reader(options.shape, DTYPES[options.dtype], options.split, options.bits)
     reader.save_pretrained(folder / "reader")
     sizes = []
     for count in options.passages:
         place = folder / f"{count}.btr"
+        began = perf_counter()
         encoded = store_of(reader, make_texts(reader, options, count)[1], place)
+        written = {
+            "seconds": round(perf_counter() - began, 4),
+            "bytes": bytes_below(place),
+            "tokens": encoded.num_tokens,
+        }
         with Store.open(place, reader.fingerprint) as store:
             rows = time_in_turn(reader, folder, store, encoded, options)
         if options.memory:
@@ -105,13 +122,14 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 rows[name]["peak_mib"] = peak_of(name, count, folder, options)
                 report(1)
             report.show(last=True)
-        sizes.append({"passages": count, "rows": rows})
+        sizes.append({"passages": count, "written": written, "rows": rows})
     return {
         "reader": reader.name, "k": reader.config.k, "sizes": sizes, "questions": options.questions,
         "row_tokens": options.question_tokens + options.passage_tokens,
         "new_tokens": options.new_tokens if reader.family == "generative" else 0,
         "dtype": options.dtype, "runs": options.runs,
         "merge": [options.merge, options.merge_ratio, options.merge_bits], **machine(),
+        "command": shlex.join(["python", "-m", "btr.bench", *options.words]),
     }  # fmt: skip
 
 
@@ -127,11 +145,24 @@ def kernel_figures(options: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows, "runs": options.runs, **machine()}
 
 
+def bytes_below(folder: Path) -> int:
+    """Return what the files of a folder hold."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def machine() -> dict[str, Any]:
-    """Say what something was measured on."""
+    """Say what something was measured on, and with which packages."""
+    file = Path("/proc/cpuinfo")
+    facts = dict(re.findall(r"^(model name|flags)\s*: (.*)$", file.read_text(), re.MULTILINE)) if file.exists() else {}
+    flags = [flag for flag in FLAGS if flag in facts.get("flags", "").split()]
+    versions = {}
+    for name in ("transformers", "onnxruntime"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return {
-        "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "btr": __version__,
+        "machine": " ".join([facts.get("model name", "") or platform.processor() or platform.machine(), *flags]),
+        "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(),
+        "torch": torch.__version__, **versions, "btr": __version__,
     }  # fmt: skip
 
 
@@ -170,6 +201,7 @@ def time_in_turn(
             "seconds": round(statistics.median(values), 4),
             "least": round(min(values), 4), "most": round(max(values), 4),
             f"times_{first}": round(statistics.median(ratios), 2), "bytes_per_token": held.get(name, 0),
+            "bytes_read": held.get(name, 0) * encoded.num_tokens,
             "phases": {phase: round(middle[phase], 4) for phase in PHASES if phase in middle},
         }  # fmt: skip
     return rows
@@ -195,7 +227,7 @@ def answer_alone(name: str, count: int, folder: Path, options: argparse.Namespac
     reader = Reader.from_pretrained(folder / "reader", dtype=options.dtype)
     with Store.open(folder / f"{count}.btr", reader.fingerprint) as store:
         encoded = store.get(list(store.ids()))
-        if name == TRANSFORMERS:
+        if name in (TRANSFORMERS, *OTHERS):
             reader.model.to("meta")
         contenders(reader, folder, store, encoded, options, [name])[name]()
     result.send(peak_memory() // 2**20)
@@ -214,23 +246,33 @@ def peak_memory() -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run `btr bench`; returns the exit code."""
     options = parser().parse_args(argv)
+    options.words = sys.argv[1:] if argv is None else argv
     try:
+        if options.json not in (None, "-"):
+            check_file("--json", options.json)
         if options.plot is not None:
             check_file("--plot", options.plot)
             plots.check(options.plot)
         if options.kernels is not None:
             rates = kernel_figures(options)
-            print(json.dumps(rates) if options.json else kernel_bench.table(rates["rows"]))
+            show(rates, options.json, kernel_bench.table(rates["rows"]))
             return 0
         with tempfile.TemporaryDirectory() as folder:
             figures = measure(options, Path(folder))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(figures) if options.json else table(figures))
+    show(figures, options.json, table(figures))
     if options.plot:
         plots.draw_bench(figures, options.plot)
     return 0
+
+
+def show(figures: dict[str, Any], file: str | None, text: str) -> None:
+    """Print figures as a table, which a file may have as JSON, or as JSON alone (`-`)."""
+    print(json.dumps(figures) if file == "-" else text)
+    if file not in (None, "-"):
+        Path(file).write_text(json.dumps(figures) + "\n", encoding="utf-8")
 
 
 def table(figures: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What `btr bench` times against each other: transformers and the reader's modes, with the same weights and texts.
+"""What `btr bench` times against each other: what others do, and the reader's modes, with the same weights and texts.
 
 Shapes: B questions that are answered together, N passages, which all of them read.
 """
@@ -13,6 +13,8 @@ from time import perf_counter
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from btr.bench import baselines
+from btr.bench.baselines import OTHERS, TRANSFORMERS
 from btr.corpus import Passage
 from btr.errors import InputError
 from btr.model.bert import Bert
@@ -32,9 +34,7 @@ BERT_SHAPES = {
     "bert-base": BertConfig(),
     "mpnet-base": MPNetConfig(),
 }
-TRANSFORMERS = "transformers"
 Contenders = dict[str, Callable[[], tuple[list[Answer], float] | None]]
-Baseline = Callable[[Sequence[str], Sequence[Passage], int], None]  # questions, passages, new tokens
 
 
 def random_reader(shape: str, dtype: torch.dtype, k: int | None = None, bits: int = 0) -> Reader:
@@ -103,56 +103,6 @@ def make_texts(reader: Reader, options: argparse.Namespace, count: int) -> tuple
     return [fill(asking, 5 + 11 * b) for b in range(options.questions)], passages
 
 
-def transformers_bert(reader: Reader, folder: Path, dtype: torch.dtype) -> Baseline:
-    """Return a function that points at spans with transformers' model of the kind, the same weights."""
-    from transformers import BertForQuestionAnswering, MPNetForQuestionAnswering
-
-    kinds = {"bert": BertForQuestionAnswering, "mpnet": MPNetForQuestionAnswering}
-    kind = kinds[reader.model.bert.config.family if isinstance(reader.model, SpanReader) else "bert"]
-    model, segmented = kind.from_pretrained(folder, dtype=dtype).eval(), kind is BertForQuestionAnswering
-
-    @torch.inference_mode()
-    def answer(questions: Sequence[str], passages: Sequence[Passage], new_tokens: int) -> None:
-        read = reader.passage_ids([(p.title, p.text) for p in passages])[0]
-        asked = [reader.question_ids(question) for question in questions]
-        rows = [torch.tensor([*question, *ids]) for question in asked for ids in read]
-        starts = torch.tensor([[len(question)] for question in asked for _ in read])
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        mask = torch.arange(padded.shape[1])[None] < torch.tensor([[len(row)] for row in rows])
-        types = (torch.arange(padded.shape[1])[None] >= starts).long()
-        found = model(input_ids=padded, attention_mask=mask, **({"token_type_ids": types} if segmented else {}))
-        for logits in (found.start_logits, found.end_logits):
-            logits.reshape(len(asked), -1).float().log_softmax(1).max(1)
-
-    return answer
-
-
-def transformers_fid(reader: Reader, folder: Path, dtype: torch.dtype) -> Baseline:
-    """Return a function that answers with transformers' T5 as Fusion-in-Decoder, the same weights."""
-    from transformers import T5ForConditionalGeneration
-    from transformers.modeling_outputs import BaseModelOutput
-
-    model = T5ForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
-
-    @torch.inference_mode()
-    def answer(questions: Sequence[str], passages: Sequence[Passage], new_tokens: int) -> None:
-        rows = [f"question: {question} title: {p.title} context: {p.text}" for question in questions for p in passages]
-        ids = [[*e.ids, 1] for e in reader.tokenizer.encode_batch(rows, add_special_tokens=False)]
-        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True)
-        mask = torch.arange(padded.shape[1])[None] < torch.tensor([[len(row)] for row in ids])
-        states = model.encoder(input_ids=padded, attention_mask=mask).last_hidden_state
-        memory = BaseModelOutput(last_hidden_state=states.reshape(len(questions), -1, states.shape[-1]))
-        model.generate(
-            encoder_outputs=memory,
-            attention_mask=mask.reshape(len(questions), -1),
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            do_sample=False,
-        )
-
-    return answer
-
-
 def store_of(reader: Reader, passages: Sequence[Passage], path: Path) -> Encoded:
     """Write the passages' bits to a store; returns them as encoded."""
     encoded = reader.encode_passages(passages)
@@ -207,8 +157,7 @@ def contenders(
             found["pruned-int8"] = partial(ours, "binary", None, options.prune, rounded)
     if merge is not None:
         found["merged"] = partial(ours, "binary", merge)
-    if TRANSFORMERS in names:
-        kind = transformers_fid if reader.family == "generative" else transformers_bert
-        baseline = kind(reader, folder / "reader", reader.model.dtype)
-        found = {TRANSFORMERS: lambda: baseline(questions, passages, options.new_tokens), **found}
+    theirs = [name for name in (TRANSFORMERS, *OTHERS) if name in names and baselines.possible(name)]
+    others = {name: baselines.make(name, reader, folder) for name in theirs}
+    found = {name: partial(run, questions, passages, options.new_tokens) for name, run in others.items()} | found
     return {name: run for name, run in found.items() if name in names}

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from btr.bench import __main__ as bench
-from btr.bench import contenders
+from btr.bench import baselines, contenders
 from btr.bench import kernels as kernel_bench
 from btr.bench.__main__ import main
 from btr.model.config import T5_SHAPES, BertConfig, MPNetConfig
+from btr.model.span_head import SpanReader
 
 SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -73,6 +74,9 @@ def test_rows_and_their_sizes(capsys: pytest.CaptureFixture[str], questions: int
     assert [sizes.pop(name) for name in ("transformers", "full", "float")] == [0, 0, 4 * D]
     assert sizes == dict.fromkeys(("binary", "pruned", "reread", "merged"), D // 8 + 2)
     binary = rows["binary"]
+    assert binary["bytes_read"] == 3 * 12 * (D // 8 + 2) and rows["full"]["bytes_read"] == 0
+    written = figures["sizes"][1]["written"]
+    assert written["tokens"] == 3 * 12 and written["bytes"] > binary["bytes_read"] and written["seconds"] > 0
     assert {"load", "expand", "encode", "decode"} <= set(binary["phases"])
     assert "merge" in rows["merged"]["phases"]
     assert sum(binary["phases"].values()) <= binary["most"] + 1e-3
@@ -94,6 +98,62 @@ def test_some_rows_their_memory_and_a_plot(capsys: pytest.CaptureFixture[str], t
     assert all(50 < row["peak_mib"] < 4096 for row in rows.values())  # Python and PyTorch alone take some hundred
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "peak MiB" in bench.table(figures)
+
+
+def test_figures_of_a_file_say_what_made_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    arguments = [*SIZES, "--passages", "2", "--only", "full", "--json", str(file)]
+    assert bench.main(arguments) == 0
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    assert capsys.readouterr().out == bench.table(figures) + "\n"
+    assert figures["command"] == " ".join(["python", "-m", "btr.bench", *arguments])
+    assert figures["torch"] == torch.__version__ and figures["machine"].strip()
+    assert bench.main([*SIZES, "--json", str(tmp_path / "no" / "figures.json")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", ["base", "minilm"])
+def test_onnx_runtime_reads_the_same_rows(shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not baselines.possible("onnx"):
+        pytest.skip("needs pip install 'btr-reader[bench]'")
+    figures = figures_of(capsys, "--shape", shape, "--passages", "2", "--only", "onnx,onnx-int8,binary", "--memory")
+    rows = figures["sizes"][0]["rows"]
+    assert list(rows) == ["onnx", "onnx-int8", "binary"] and rows["onnx"]["times_onnx"] == 1
+    import onnxruntime
+
+    reader = contenders.random_reader(shape, torch.float32)
+    model, generator = reader.model, torch.Generator().manual_seed(3)
+    ids = torch.randint(5, model.vocab_size, (3, 10), generator=generator)
+    inputs = {"ids": ids}
+    if isinstance(model, SpanReader):
+        places = torch.arange(10)[None].expand(3, -1)
+        inputs |= {"positions": places, "segments": (places > 4).long()}
+    path = baselines.export(reader, inputs, tmp_path / "whole.onnx", False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = session.run(None, {name: values.numpy() for name, values in inputs.items()})
+    with torch.no_grad():
+        if isinstance(model, SpanReader):
+            expected = model.point(model.bert(model.bert.embed(*inputs.values()), None))
+        else:
+            expected = (model.t5.encode(ids, torch.ones_like(ids, dtype=torch.bool)),)  # type: ignore[union-attr]
+    for ours, theirs in zip(expected, found, strict=True):
+        # sums of at most 96 products in another order, in each of five products of each of the layers
+        assert theirs == pytest.approx(ours.numpy(), abs=96 * 5 * 4 * 2**-23 * float(ours.abs().max()))
+
+
+@pytest.mark.parametrize("shape", ["base", "minilm"])
+def test_transformers_in_other_ways_are_rows_of_their_own(shape: str, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = figures_of(capsys, "--shape", shape, "--passages", "2", "--only", "eager,transformers,full")
+    assert list(figures["sizes"][0]["rows"]) == ["transformers", "eager", "full"]
+
+
+def test_what_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(baselines, "PACKAGES", ("onnx_of_another_world",))
+    arguments = [*SIZES, "--passages", "2", "--only", "onnx,onnx-int8,full", "--json"]
+    assert bench.main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert list(json.loads(out)["sizes"][0]["rows"]) == ["full"]
+    assert "left out: onnx, onnx-int8: not installed; pip install 'btr-reader[bench]'" in err
 
 
 def test_memory_is_that_of_this_process() -> None:
