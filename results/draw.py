@@ -86,7 +86,8 @@ def describe(name: str, folder: Path) -> str:
     group = list_groups()[name]
     machines = group["machine"] if isinstance(group["machine"], list) else [group["machine"]]
     letters = sorted(machine.partition(":")[0] for machine in machines if machine)
-    where = f"machine{'s' * (len(letters) > 1)} {' and '.join(letters)}" if letters else None
+    listed = " and ".join(filter(None, [", ".join(letters[:-1]), *letters[-1:]]))
+    where = f"machine{'s' * (len(letters) > 1)} {listed}" if letters else None
     link = Path(os.path.relpath(HERE / f"{name}.json", folder)).as_posix()
     parts = [where, group["n"], group["interval"], f"[setting and command]({link})"]
     return f"({', '.join(part for part in parts if part)})"

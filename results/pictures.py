@@ -155,7 +155,7 @@ def draw_bytes(groups: Groups) -> str:
     sheet.dot(x, y, "plum", 4.5, hollow=True)
     sheet.text(x + 10, y - 23, f"the paper's T5, its tasks: over {paper['kept_above']} %", "plum")
     return sheet.finish(
-        "Bars: 95 % bootstrap intervals; 765 questions; machine B (Intel Xeon with AMX, 2 cores, no GPU). Dashed: signs"
+        "Bars: 95 % bootstrap intervals; 765 questions; machine C (AMD EPYC, 2 cores, no GPU). Dashed: signs"
         " fitted to the states of a plain reader whose weights stay as they are. The paper (arXiv 2310.01329): 127 GB"
         " for 3.2 billion tokens, and the accuracy of its abstract; not measured here."
     )
