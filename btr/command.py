@@ -89,12 +89,17 @@ def check_file(flag: str, name: str) -> None:
     if not path.parent.is_dir():
         raise InputError(f"{flag} {name}: no such folder; make it first")
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        try_folder(path.parent)
         if path.exists():
             path.open("ab").close()
     except OSError as error:
         raise InputError(f"{flag} {name}: cannot be written ({error.strerror}); give another name") from error
+
+
+def try_folder(folder: Path) -> None:
+    """Write to a folder, and leave nothing there; OSError where that cannot be done."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def check_least(options: argparse.Namespace, least: int, *names: str) -> None:

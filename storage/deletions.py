@@ -9,7 +9,7 @@ from pathlib import Path
 from bitarray import bitarray
 
 from .errors import Corrupt
-from .manifest import Shard, sync_directory
+from .manifest import Shard, sync
 
 
 def read_deletions(folder: Path, shard: Shard) -> bitarray | None:
@@ -55,7 +55,7 @@ def delete_records(folder: Path, shard: Shard, tokens: dict[int, int]) -> Shard:
         handle.flush()
         os.fsync(handle.fileno())
     os.replace(temporary, file)
-    sync_directory(folder)
+    sync(folder)
     return changed
 
 

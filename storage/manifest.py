@@ -213,11 +213,11 @@ def write_json(file: Path, data: object) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     os.replace(temporary, file)
-    sync_directory(file.parent)
+    sync(file.parent)
 
 
-def sync_directory(path: Path) -> None:
-    """Bring the names in a directory to the disk."""
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

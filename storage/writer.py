@@ -22,7 +22,7 @@ from .manifest import (
     Shard,
     building_path,
     read_json,
-    sync_directory,
+    sync,
     write_json,
     write_manifest,
 )
@@ -223,4 +223,4 @@ def _replace_directory(source: Path, target: Path) -> None:
         if target.exists():
             os.rename(target, Path(aside) / target.name)
         os.rename(source, target)
-        sync_directory(target.parent)
+        sync(target.parent)

@@ -9,13 +9,12 @@ import argparse
 import itertools
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from btr import __version__
-from btr.command import Parser, add_computing, check_least
+from btr.command import Parser, add_computing, check_least, try_folder
 from btr.corpus import Passage
 from btr.corpus.passages import FIELD_OPTIONS, Fields
 from btr.corpus.statistics import CHANGED, Corpus, Survey
@@ -123,8 +122,7 @@ def check_target(path: Path, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; make it, or give another --store")
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        try_folder(path.parent)
     except OSError as error:
         raise InputError(f"{path}: cannot write to {path.parent} ({error.strerror}); give another --store") from error
 

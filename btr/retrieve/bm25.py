@@ -34,6 +34,7 @@ from btr.corpus import Passage
 from btr.errors import InputError
 from btr.retrieve.mapped import check_mapped
 from btr.retrieve.stems import GUESSED, NONE, Tokens, bm25s, check_language, evidence, guess, stems_of
+from btr.storage.manifest import sync
 
 FORMAT = 3  # 1 had other words: of two letters or more, accents and all, scripts without spaces uncut
 UNSTEMMED = 2  # has no language and is read as of NONE
@@ -211,17 +212,9 @@ def _read_json(path: Path) -> Any:
 def _publish(building: Path, final: Path) -> None:
     """Give a finished file or folder its name, once its bytes are on the disk."""
     for path in [*building.iterdir(), building] if building.is_dir() else [building]:
-        _sync(path)
+        sync(path)
     building.rename(final)
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(final.parent)
 
 
 def _read_index(folder: Path, rebuild: str = REBUILD) -> dict[str, Any]:

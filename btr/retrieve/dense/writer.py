@@ -30,6 +30,7 @@ from btr.errors import InputError
 from btr.model.checkpoint import write
 from btr.retrieve.dense.encoder import Encoder
 from btr.retrieve.dense.quantize import Quantizer
+from btr.storage.manifest import sync
 
 FORMAT = 2
 SIGNS_ALONE = 1  # had further codes of signs, with scales of their own; of one bit a dimension it is the same
@@ -226,12 +227,3 @@ def check_plan(folder: Path, found: Plan, wanted: Plan) -> None:
                 f"{folder}: was begun with {name} {getattr(found, name)}, now it is {value}; "
                 "use the same settings, or delete the folder"
             )
-
-
-def sync(folder: Path) -> None:
-    """Make the names in a folder reach the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

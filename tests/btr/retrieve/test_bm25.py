@@ -26,7 +26,7 @@ WORDS = [f"word{n:02d}" for n in range(40)]
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Note what is forced to the disk in place of doing so, which is slow; the test in a process of its own does it."""
     paths: list[Path] = []
-    monkeypatch.setattr(retrieve, "_sync", paths.append)
+    monkeypatch.setattr(retrieve, "sync", paths.append)
     return paths
 
 

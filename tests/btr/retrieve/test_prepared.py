@@ -36,7 +36,7 @@ PASSAGES = make_passages(300)
 @pytest.fixture
 def store(tmp_path: Path, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with both indices, that of words in shards of 70 passages."""
-    monkeypatch.setattr(bm25, "_sync", lambda path: None)
+    monkeypatch.setattr(bm25, "sync", lambda path: None)
     words = BM25Writer.create_or_resume(tmp_path / "bm25", shard_size=70)
     words.append(PASSAGES)
     words.finish()

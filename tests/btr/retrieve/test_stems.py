@@ -23,7 +23,7 @@ GERMAN_TEXTS = ["Die Häuser stehen am Fluss.", "Das Haus ist alt und war ein Kl
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for the disk."""
-    monkeypatch.setattr(bm25, "_sync", lambda path: None)
+    monkeypatch.setattr(bm25, "sync", lambda path: None)
 
 
 def passages(texts: list[str]) -> list[Passage]:

@@ -32,14 +32,18 @@ def bring(span_reader: Reader, tmp_path: Path, capsys: pytest.CaptureFixture[str
         rows = [{"id": name, "title": "T", "text": words} for name, words in articles.items()]
         (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         arguments = [str(tmp_path / "corpus.jsonl"), "--reader", str(tmp_path / "reader")]
-        if store.exists():
-            verb, *rest = more or ["upsert"]
-            assert command.main([verb, str(store), *arguments, *rest]) == 0
-        else:
-            assert precompute.main([*arguments, "--store", str(store), "--words", "10", "--no-index"]) == 0
-        return ids(store)
+        return build_or_bring(store, arguments, *more)
 
     return write
+
+
+def build_or_bring(store: Path, arguments: list[str], verb: str = "upsert", *more: str) -> list[str]:
+    """Build a store, or bring into it if it is there; returns the ids that it holds then."""
+    if store.exists():
+        assert command.main([verb, str(store), *arguments, *more]) == 0
+    else:
+        assert precompute.main([*arguments, "--store", str(store), "--words", "10", "--no-index"]) == 0
+    return ids(store)
 
 
 def ids(path: Path) -> list[str]:
@@ -111,12 +115,7 @@ def documents(span_reader: Reader, tmp_path: Path) -> Callable[..., list[str]]:
             (tmp_path / "docs" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "docs" / name).write_text(content)
         arguments = [str(tmp_path / "docs"), "--reader", str(tmp_path / "reader")]
-        if store.exists():
-            verb, *rest = more or ["upsert"]
-            assert command.main([verb, str(store), *arguments, *rest]) == 0
-        else:
-            assert precompute.main([*arguments, "--store", str(store), "--words", "10", "--no-index"]) == 0
-        return ids(store)
+        return build_or_bring(store, arguments, *more)
 
     return write
 
