@@ -36,6 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description="Answer questions from a store, or from documents: a folder or files, of which a store is made the "
         "first time and kept. Without a question: those of standard input, one a line, or, at a terminal, those that "
         "are typed.",
+        epilog='Example: btr ask notes/ "Who built the lighthouse?"',
     )
     add = parser.add_argument
     about = "a store, or a folder or files of documents; then what to ask (-: one question a line of standard input)"

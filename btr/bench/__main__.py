@@ -43,43 +43,43 @@ def parser() -> argparse.ArgumentParser:
         prog="btr bench",
         description="Seconds per question in the modes full, float and binary, and of transformers: Fusion-in-Decoder "
         "for a T5 shape, its model with a head for spans over all passages for a BERT or MPNet shape.",
+        epilog="Example: btr bench --shape minilm --passages 10,40 --only transformers,full,binary,pruned",
     )
-    main.add_argument(
-        "--shape",
-        choices=list(SPLIT),
-        default="base",
-        help="T5, BERT or MPNet shape, with random weights; minilm is the shipped reader's (default %(default)s)",
-    )
-    main.add_argument(
-        "--passages", type=numbers, default=[40], help="how many, or several such numbers: 5,10,20,40,100"
-    )
-    main.add_argument("--split", type=int, metavar="K", help="lower layers run apart (default: those of the shape)")
+    add = main.add_argument_group("what is timed").add_argument
+    about = "T5, BERT or MPNet shape, with random weights; minilm is the shipped reader's (default %(default)s)"
+    add("--shape", choices=list(SPLIT), default="base", help=about)
+    add("--split", type=int, metavar="K", help="lower layers run apart (default: those of the shape)")
     about = "predictive signs kept of a token; 0: as many as the shape keeps (default %(default)s)"
-    main.add_argument("--bits", type=int, default=0, help=about)
-    main.add_argument("--questions", type=int, default=1, help="answered together (default %(default)s)")
-    main.add_argument("--passage-tokens", type=int, default=160)
-    main.add_argument("--question-tokens", type=int, default=32)
-    main.add_argument("--new-tokens", type=int, default=8)
-    about = "layers that the row 'merged' merges tokens in, of a T5 (default %(default)s)"
-    main.add_argument("--merge", choices=("none", "every", "algorithm"), default="algorithm", help=about)
-    main.add_argument("--merge-ratio", type=float, default=0.2, help="share it merges there (default %(default)s)")
-    about = "share it merges before, by the bits alone (default %(default)s)"
-    main.add_argument("--merge-bits", type=float, default=0.0, help=about)
-    about = "passages that the row 'pruned' reads to the end; 0: no such row (default %(default)s)"
-    main.add_argument("--prune", type=int, default=4, help=about)
-    main.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
-    main.add_argument("--runs", type=int, default=5, help="timed runs of each, after one that is not counted")
+    add("--bits", type=int, default=0, help=about)
     about = "which of them, with commas; int8 and pruned-int8: of a T5 whose decoder is rounded; eager, compile: of "
     about += "transformers; onnx, onnx-int8: ONNX Runtime, float32 and int8, of a T5 the encoder alone: "
     about += "needs the extra bench (default %(default)s)"
-    main.add_argument("--only", type=lambda text: text.split(","), default=",".join(NAMES), help=about)
-    about = "also take the peak memory of each, in a process of its own"
-    main.add_argument("--memory", action="store_true", help=about)
+    add("--only", type=lambda text: text.split(","), default=",".join(NAMES), help=about)
+    about = "passages that the row 'pruned' reads to the end; 0: no such row (default %(default)s)"
+    add("--prune", type=int, default=4, help=about)
+    about = "layers that the row 'merged' merges tokens in, of a T5 (default %(default)s)"
+    add("--merge", choices=("none", "every", "algorithm"), default="algorithm", help=about)
+    add("--merge-ratio", type=float, default=0.2, help="share it merges there (default %(default)s)")
+    about = "share it merges before, by the bits alone (default %(default)s)"
+    add("--merge-bits", type=float, default=0.0, help=about)
     about = "time the kernels instead, of a width, beside what does the same and the roof that they are held against"
-    main.add_argument("--kernels", type=int, nargs="*", metavar="D", help=about)
+    add("--kernels", type=int, nargs="*", metavar="D", help=about)
+    add = main.add_argument_group("of what size").add_argument
+    about = "how many, or several such numbers: 5,10,20,40,100 (default 40)"
+    add("--passages", type=numbers, default=[40], help=about)
+    add("--questions", type=int, default=1, help="answered together (default %(default)s)")
+    add("--passage-tokens", type=int, default=160, help="(default %(default)s)")
+    add("--question-tokens", type=int, default=32, help="(default %(default)s)")
+    add("--new-tokens", type=int, default=8, help="of an answer (default %(default)s)")
+    about = "precision (default %(default)s)"
+    add("--dtype", choices=sorted(DTYPES), default="bfloat16", help=about)
+    about = "timed runs of each, after one that is not counted (default %(default)s)"
+    add("--runs", type=int, default=5, help=about)
+    add = main.add_argument_group("what comes of it").add_argument
+    add("--memory", action="store_true", help="also take the peak memory of each, in a process of its own")
     about = "print the figures as JSON, or write them to a file"
-    main.add_argument("--json", nargs="?", const="-", metavar="FILE", help=about)
-    main.add_argument("--plot", metavar="FILE", help="draw seconds and phases: .png, .pdf or .svg")
+    add("--json", nargs="?", const="-", metavar="FILE", help=about)
+    add("--plot", metavar="FILE", help="draw seconds and phases: .png, .pdf or .svg")
     return main
 
 

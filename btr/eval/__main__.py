@@ -45,38 +45,38 @@ from btr.storage import Store, StoreError
 
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    main = Parser(prog="btr eval", description="Score a reader's answers, with 95 % bootstrap intervals.")
-    add = main.add_argument
+    main = Parser(
+        prog="btr eval",
+        description="Score a reader's answers, with 95 % bootstrap intervals.",
+        epilog="Example: btr eval my-questions.jsonl --store my.btr --modes full,binary --limit 200",
+    )
     about = f"{', '.join(TASKS)}, sample; or a file of questions with answers, in any known format"
-    add("task", metavar="TASK", help=about)
+    main.add_argument("task", metavar="TASK", help=about)
+    add = main.add_argument_group("what is asked").add_argument
     add("--data", metavar="PATH", help="a named task's file, or a folder of tasks; default: the Hugging Face hub")
-    add("--reader", metavar="R", help="reader folder or hub id; default: the reader shipped with btr")
+    add("--limit", type=int, metavar="N", help="questions to answer")
+    add = main.add_argument_group("what is read").add_argument
     add("--store", metavar="S", help="read the best passages of this store; without it, those a question comes with")
     add("--retriever", choices=KINDS, help="what finds passages in the store; default: what it is searched with")
-    add("--modes", default="binary", help="comma-separated: full, float, binary (default %(default)s)")
     add("--passages", metavar="N", help="passages a question, comma-separated; default: the reader's own number")
-    add(
-        "--hops",
-        type=int,
-        default=1,
-        metavar="H",
-        help="searches a question, each by what the last found (default 1)",
-    )
+    about = "searches a question, each by what the last found (default %(default)s)"
+    add("--hops", type=int, default=1, metavar="H", help=about)
+    add = main.add_argument_group("how it is read").add_argument
+    add("--reader", metavar="R", help="reader folder or hub id; default: the reader shipped with btr")
+    add("--modes", default="binary", help="comma-separated: full, float, binary (default %(default)s)")
     about = "passages read to the end, of those, comma-separated; 0: all (default)"
     add("--prune", default="0", metavar="N", help=about)
-    about = (
-        "share of passage tokens merged in the upper layers and before the decoder's, but in mode full; default: none"
-    )
+    about = "share of tokens merged in the upper layers and before the decoder's, but in mode full; default: none"
     add("--merge", type=float, default=0.0, metavar="RATIO", help=about)
     about = "write the answers with the decoder rounded to int8, but for those of --against-reader"
     add("--round-decoder", action="store_true", help=about)
-    about = "mode to compare with; default: full, if it is evaluated, else with --prune 0,N the first"
-    add("--against", metavar="MODE", choices=MODES, help=about)
-    add("--against-reader", metavar="R", help="compare with this reader (its mode full, or --against)")
-    add("--limit", type=int, metavar="N", help="questions to answer")
     add("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (default %(default)s)")
     add_computing(add)
     add_threads(add)
+    add = main.add_argument_group("what comes of it").add_argument
+    about = "mode to compare with; default: full, if it is evaluated, else with --prune 0,N the first"
+    add("--against", metavar="MODE", choices=MODES, help=about)
+    add("--against-reader", metavar="R", help="compare with this reader (its mode full, or --against)")
     add("--out", metavar="FILE.jsonl", help="keep each prediction there, and go on from those that are there")
     add("--json", nargs="?", const="-", metavar="FILE", help="write the figures as JSON; without FILE, print them so")
     add("--plot", metavar="FILE.png", help="draw accuracy against speed and bytes, and the sweep over --passages")

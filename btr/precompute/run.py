@@ -46,36 +46,37 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         InputError: a number that is not positive.
     """
     parser = Parser(
-        prog="btr precompute", description="Read a corpus once and keep every token as bits, in a store to answer from."
+        prog="btr precompute",
+        description="Read a corpus once and keep every token as bits, in a store to answer from.",
+        epilog="Example: btr precompute my-passages.jsonl --store my.btr --workers 4",
     )
-    add = parser.add_argument
-    add(
-        "corpus",
-        metavar="CORPUS",
-        help="a file or folder of passages, articles or documents, a Hugging Face dataset id, or sample",
-    )
-    add("--reader", metavar="R", help="reader folder or hub id; default: the reader shipped with btr")
-    add("--k", type=int, help="split layer, for a plain T5")
-    add("--store", metavar="OUT", help="the store to write; default: <corpus name>.btr in the working directory")
+    about = "a file or folder of passages, articles or documents, a Hugging Face dataset id, or sample"
+    parser.add_argument("corpus", metavar="CORPUS", help=about)
+    add = parser.add_argument_group("what is read").add_argument
     add("--limit", type=int, metavar="N", help="passages to read; default: all")
     add("--words", type=int, default=100, help="words per passage when articles are cut (default %(default)s)")
     for name in ("id", "title", "text"):
-        add(
-            f"--{name}", metavar="FIELD", help=f"the field of a record that holds its {name}; default: told by its form"
-        )
+        about = f"the field of a record that holds its {name}; default: told by its form"
+        add(f"--{name}", metavar="FIELD", help=about)
+    add = parser.add_argument_group("how passages become bits").add_argument
+    add("--reader", metavar="R", help="reader folder or hub id; default: the reader shipped with btr")
+    add("--k", type=int, help="split layer, for a plain T5")
     add_computing(add, "the encoder")
     add("--workers", type=int, default=1, metavar="N", help="processes that encode, each a shard (default %(default)s)")
     add("--engine", choices=("local", "ray"), default="local", help="where they run: here, or on a Ray cluster")
-    add("--shard-passages", type=int, default=SHARD_PASSAGES, metavar="N", help="passages per shard (%(default)s)")
+    add = parser.add_argument_group("how passages are found").add_argument
+    about = "what words are stemmed by in the index: english, german, ..., none; default: as the texts look"
+    add("--language", metavar="L", help=about)
+    add("--no-index", action="store_true", help="build no BM25 index; questions must then name their passages")
     about = "embed the passages too, for dense retrieval: encoder folder or hub id, as for btr retrieve build"
     add("--dense", "--retriever", dest="retriever", metavar="E", help=about)
     about = "bits per dimension of a vector, 1 to 4 (default %(default)s)"
     add("--codes", type=int, default=CODES, metavar="N", help=about)
     add("--scaled", action="store_true", help="keep a scale, 2 bytes, of one bit a dimension too: better scores")
-    about = "what words are stemmed by in the index: english, german, ..., none; default: as the texts look"
-    add("--language", metavar="L", help=about)
+    add = parser.add_argument_group("what is written").add_argument
+    add("--store", metavar="OUT", help="the store to write; default: <corpus name>.btr in the working directory")
+    add("--shard-passages", type=int, default=SHARD_PASSAGES, metavar="N", help="passages per shard (%(default)s)")
     add("--no-text", action="store_true", help="keep no texts: smaller, but answers come without passages to show")
-    add("--no-index", action="store_true", help="build no BM25 index; questions must then name their passages")
     add("--overwrite", action="store_true", help="replace a store that exists, once the new one is whole")
     add("--no-resume", action="store_true", help="start afresh even if an interrupted run can be gone on with")
     add("--dry-run", action="store_true", help="say what it would take, from a sample of the corpus; write nothing")

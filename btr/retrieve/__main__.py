@@ -26,6 +26,7 @@ from btr.storage import Store, StoreError
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     main = Parser(prog="btr retrieve", description="Find passages by meaning, by words, or by both.")
+    main.epilog = 'Example: btr retrieve search my.btr "Who built the lighthouse?"'
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_build(commands)
     find = add_command(commands, "search", "print the best passages for questions", search)

@@ -249,7 +249,7 @@ def latency(arguments: argparse.Namespace) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command's settings."""
-    parser = Parser(prog="btr store", description=__doc__)
+    parser = Parser(prog="btr store", description=__doc__, epilog="Example: btr store upsert my.btr new-passages.jsonl")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function: Callable[[argparse.Namespace], int], purpose: str) -> Any:
