@@ -86,7 +86,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run in which tests were skipped, where NO_SKIPS is set: the gate installs all that they need but a GPU."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     stats = getattr(reporter, "stats", {})  # a worker of pytest-xdist has no reporter
-    skipped = [one for one in stats.get("skipped", ()) if "cuda" not in one.keywords]
+    skipped = [one for one in stats.get("skipped", ()) if "cuda" not in getattr(one, "keywords", ())]
     if os.environ.get("NO_SKIPS") and skipped and not session.exitstatus:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         reporter.write_line("NO_SKIPS is set, and tests were skipped (reasons: pytest -rs)", red=True)
