@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from btr.errors import InputError
 
 CGROUP = Path("/sys/fs/cgroup")
-PRECISIONS = ("auto", "bfloat16", "float32")  # of btr.model.devices, too slow for --help
+PRECISIONS = ("auto", "bfloat16", "float32")  # of a model; here, for btr.model.devices is too slow for --help
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:

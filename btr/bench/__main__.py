@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import platform
-import re
 import resource
 import shlex
 import statistics
@@ -27,6 +26,7 @@ from btr.command import Parser, check_file, check_least, run_command
 from btr.errors import InputError
 from btr.eval import plots
 from btr.model.config import MODES
+from btr.model.devices import processor_says
 from btr.progress import Progress, say
 from btr.reader import DTYPES, Reader
 from btr.storage import Encoded, Store
@@ -152,15 +152,14 @@ def bytes_below(folder: Path) -> int:
 
 def machine() -> dict[str, Any]:
     """Say what something was measured on, and with which packages."""
-    file = Path("/proc/cpuinfo")
-    facts = dict(re.findall(r"^(model name|flags)\s*: (.*)$", file.read_text(), re.MULTILINE)) if file.exists() else {}
-    flags = [flag for flag in FLAGS if flag in facts.get("flags", "").split()]
+    processor = processor_says("model name") or platform.processor() or platform.machine()
+    flags = set(processor_says("flags").split())
     versions = {}
     for name in ("transformers", "onnxruntime"):
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return {
-        "machine": " ".join([facts.get("model name", "") or platform.processor() or platform.machine(), *flags]),
+        "machine": " ".join([processor, *(flag for flag in FLAGS if flag in flags)]),
         "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(),
         "torch": torch.__version__, **versions, "btr": __version__,
     }  # fmt: skip

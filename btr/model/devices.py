@@ -5,12 +5,11 @@ from pathlib import Path
 
 import torch
 
-from btr.command import cores
+from btr.command import PRECISIONS, cores
 from btr.errors import InputError
 from btr.progress import say
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PRECISIONS = ("auto", *sorted(DTYPES))  # as btr.command has them
 SAID = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}  # variables that say how many threads torch takes
 PROCESSOR = Path("/proc/cpuinfo")
 MULTIPLIES = {"avx512_bf16", "amx_bf16"}  # what a processor that multiplies bfloat16 says of itself
@@ -91,13 +90,13 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """Tell whether a device has instructions that multiply bfloat16; of an Apple GPU it is not known to be faster."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(MULTIPLIES & flags())
+    return device.type == "cpu" and bool(MULTIPLIES & set(processor_says("flags").split()))
 
 
-def flags() -> set[str]:
-    """Return what the processor says that it can do; nothing where the system does not tell."""
+def processor_says(what: str) -> str:
+    """Return what the processor says of itself, as its `flags` or `model name`; "" where the system does not tell."""
     try:
         lines = PROCESSOR.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return set()
-    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == what), "")

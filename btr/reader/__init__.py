@@ -6,8 +6,8 @@ Out: `Answer`: the text, how sure, where it stands, which tokens were evidence; 
 `rows` and `expansion` lay out what the network reads. Knows no store, no retrieval, no command.
 """
 
-from btr.model.devices import DTYPES, PRECISIONS
+from btr.model.devices import DTYPES
 from btr.reader.answer import Answer
 from btr.reader.reader import Reader
 
-__all__ = ["DTYPES", "PRECISIONS", "Answer", "Reader"]
+__all__ = ["DTYPES", "Answer", "Reader"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from btr import command
-from btr.model.devices import PRECISIONS, settle
+from btr.model.devices import DTYPES, settle
 from btr.precompute.encode import threads_of
 from btr.precompute.run import describe, load, parse
 from btr.reader import Reader
@@ -69,7 +69,7 @@ def test_what_auto_came_to_is_said(
     assert capsys.readouterr().err == "computing in float32 on cpu\n"
     assert settle("bfloat16", "cpu") == ("bfloat16", "cpu")
     assert capsys.readouterr().err == ""
-    assert command.PRECISIONS == PRECISIONS
+    assert ("auto", *sorted(DTYPES)) == command.PRECISIONS
 
 
 def test_a_store_names_the_precision_that_auto_came_to(
