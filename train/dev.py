@@ -23,7 +23,7 @@ from btr.reader.truncation import shorten
 class Dev:
     """Questions to measure on, every so many steps, with `passages` passages and answers of at most `most` tokens."""
 
-    questions: QuestionSet
+    question_set: QuestionSet
     tokenizer: Tokenizer
     passages: int
     most: int
@@ -35,8 +35,8 @@ class Dev:
 
     def settings(self) -> dict[str, Any]:
         """Return what figures must share to be compared."""
-        count = len(self.questions.questions)
-        return {"questions": self.questions.task, "n": count, "passages": self.passages, "tokens": self.most}
+        count = len(self.question_set.questions)
+        return {"questions": self.question_set.task, "n": count, "passages": self.passages, "tokens": self.most}
 
     def measure(self, student: Model, mode: Mode) -> dict[str, Any]:
         """Answer all questions; returns the figures in per cent (em and f1, or accuracy), their n, and the mode.
@@ -45,8 +45,8 @@ class Dev:
         """
         on_cpu = next(student.parameters()).device.type == "cpu"
         reader = Reader(student if on_cpu else copy.deepcopy(student).cpu(), self.tokenizer)
-        kind = self.questions.kind
-        scores = [score(self.answer(reader, question, mode), question, kind) for question in self.questions.questions]
+        questions, kind = self.question_set.questions, self.question_set.kind
+        scores = [score(self.answer(reader, question, mode), question, kind) for question in questions]
         student.train()
         figures = {name: 100 * mean([row[name] for row in scores]) for name in METRICS[kind]}
         return {**figures, "n": len(scores), "mode": mode}
@@ -54,9 +54,9 @@ class Dev:
     def answer(self, reader: Reader, question: Question, mode: Mode) -> str:
         """Answer a question from its own passages; nothing if it has none to read."""
         try:
-            passages = own_passages(question, self.passages, self.questions.kind == "claim")
-            shortened = shorten(prompt(question, self.questions.kind), reader)
-            choices = self.questions.choices(question)
+            passages = own_passages(question, self.passages, self.question_set.kind == "claim")
+            shortened = shorten(prompt(question, self.question_set.kind), reader)
+            choices = self.question_set.choices(question)
             return reader.answer(shortened, passages, mode, self.most, no_answer_above=1.0, choices=choices).text
         except InputError:
             return ""

@@ -50,13 +50,13 @@ def train_encoder(options: argparse.Namespace, say: Say) -> None:
     resumed = run.resume()
     going = f"resuming at step {run.step}" if resumed else "starting"
     say(f"{going}: {options.command}, {size:,} parameters, {len(texts):,} texts, aligned to {teacher.fingerprint}")
-    wanted = targets(teacher, texts, Path(options.embeddings or out), say)
+    vectors = targets(teacher, texts, Path(options.embeddings or out), say)
     if options.command == "leaf" and not resumed:
-        fit_projection(student, texts[:FITTED], wanted[:FITTED])
-    run.run(texts, wanted, say, options.save_every)
+        fit_projection(student, texts[:FITTED], vectors[:FITTED])
+    run.run(texts, vectors, say, options.save_every)
     trained = Encoder(student.model, tokenizer, out.name, aligned=aligned(teacher))
     facts = {"method": METHODS[options.command], "teacher": options.encoder, "steps": run.step, "texts": len(texts)}
-    trained.save(out / "encoder", facts | compare(trained, teacher, options, texts, wanted, say))
+    trained.save(out / "encoder", facts | compare(trained, teacher, options, texts, vectors, say))
     say(f"wrote {out / 'encoder'}")
     if options.command == "leaf":
         save_routed(trained, teacher, out / "routed")

@@ -50,7 +50,7 @@ def with_projection(student: Embedder, teacher: Embedder) -> Embedder:
     return student
 
 
-def fit_projection(student: Encoder, texts: Sequence[Text], wanted: NDArray[np.float32]) -> None:
+def fit_projection(student: Encoder, texts: Sequence[Text], targets: NDArray[np.float32]) -> None:
     """Let training start from the linear layer that fits the teacher's vectors (N, D) of texts best, by least squares.
 
     From a random one the first hundreds of steps go into what is solved here at once.
@@ -65,9 +65,9 @@ def fit_projection(student: Encoder, texts: Sequence[Text], wanted: NDArray[np.f
         read = Encoder(bare, student.tokenizer, student.name, "bare").embed([texts[i].text for i in places], kind)
         vectors[places] = read
     ridge = RIDGE * np.square(vectors).mean() * len(texts) * np.eye(bare.dimension)
-    mean, target = vectors.mean(0), wanted.mean(0, dtype=np.float64)
+    mean, target = vectors.mean(0), targets.mean(0, dtype=np.float64)
     centred = vectors - mean
-    weight = np.linalg.solve(centred.T @ centred + ridge, centred.T @ (wanted - target)).T
+    weight = np.linalg.solve(centred.T @ centred + ridge, centred.T @ (targets - target)).T
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
         layer.bias.copy_(torch.from_numpy(target - weight @ mean))

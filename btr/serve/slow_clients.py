@@ -120,4 +120,4 @@ class TimedProtocol(H11Protocol):
 
 def timed_protocol(dispatcher: Dispatcher) -> type[TimedProtocol]:
     """Return the protocol of a dispatcher's server; uvicorn makes one for each connection, and knows no arguments."""
-    return type("TimedProtocolOfDesk", (TimedProtocol,), {"dispatcher": dispatcher})
+    return type("TimedProtocolOfDispatcher", (TimedProtocol,), {"dispatcher": dispatcher})

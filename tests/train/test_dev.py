@@ -93,7 +93,7 @@ class Scripted(Dev):
 
     def measure(self, student: Any, mode: Any) -> dict[str, Any]:
         em = FIGURES.pop(0)
-        return {"em": em, "f1": em, "n": len(self.questions.questions), "mode": mode}
+        return {"em": em, "f1": em, "n": len(self.question_set.questions), "mode": mode}
 
 
 FIGURES: list[float] = []

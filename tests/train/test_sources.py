@@ -214,7 +214,7 @@ def test_dev_questions_need_passages(tokenizer: Tokenizer, tmp_path: Path) -> No
 
     path = questions(tmp_path / "q.jsonl", "one?", "two?", "three?")
     assert (dev(path).passages, dev(path, "--dev-passages", "5").passages) == (3, 5)
-    assert len(dev(path, "--dev-limit", "2").questions.questions) == 2
+    assert len(dev(path, "--dev-limit", "2").question_set.questions) == 2
     bare = write(tmp_path / "bare.jsonl", {"question": "one?", "answers": ["a"]})
     with pytest.raises(InputError, match="has no passages to read; add some with"):
         dev(bare)
