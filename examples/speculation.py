@@ -5,11 +5,12 @@
 Every row is steps taken one after the other, then with guesses, in turns, in one process; both must find the same.
 The pace has seen one request before, so that it knows what there is to know.
 
-    python examples/speculation.py --store s.btr --questions q.jsonl --rows 60000,10000000 [--words OTHER/bm25]
+    python examples/speculation.py --store s.btr --questions q.jsonl --rows 60000 [--dense | --words OTHER/bm25]
 
-With a store it answers real questions by the shipped reader, in at most three hops. Its index of words is made longer
-to so many rows, of which none is ever among the best: the shards of the index OTHER (default: the store's own), over
-and over, their scores a hundredth.
+With a store it answers real questions by the shipped reader, in at most three hops. What it is searched with is made
+longer to so many rows, of which none is ever among the best: of words, by the shards of the index OTHER (default: the
+store's own), over and over, their scores a hundredth; of vectors, by their own over and over, turned about. It is also
+measured what keeping rows saves: steps one after the other, of which each reads all its passages anew.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from btr.hops.pace import LEAST_GAIN, Pace, best_stride, gain
 from btr.hops.speculation import speculate
 from btr.hops.steps import take_steps
 from btr.retrieve.bm25 import BM25, WordShard
+from btr.retrieve.dense.index import SIGNS, Dense
 from btr.retrieve.indexed import Preparing
 
 # chance that a guess is right; milliseconds of reading, and of a search for s queries: b0 + b1 s
@@ -145,6 +148,19 @@ def longer_words(store: Path, words: Path, rows: int) -> BM25:
         offset += more[-1].passages
 
 
+def longer_dense(folder: Path, rows: int) -> Dense:
+    """Return an index of vectors, and after it the opposites of its own, over and over, until it has the rows."""
+    dense = Dense.open(folder)
+    more = dense.following(np.zeros((1, dense.plan.dimension), np.float32))
+    signs, missing = dense._files[SIGNS], rows - len(dense)
+    if missing <= 0:
+        return dense
+    nothing = {name: np.broadcast_to(row[0], (missing, row.shape[1])) for name, row in more._newer.items()}
+    more._newer = nothing | {SIGNS: np.resize(~signs, (missing, signs.shape[1]))}
+    more._passages = rows
+    return more
+
+
 def expected(steps: int, s: int, g: float, a: float, b0: float, b1: float) -> float:
     """Return how long so many steps take with guesses: the first has nothing to guess from."""
 
@@ -168,7 +184,12 @@ def measure_real(
     reader: Reader, store: Store, index: Preparing, questions: Sequence[str], long: float
 ) -> dict[str, Any]:
     """Return a row of real questions, asked for so many seconds after those that the pace learns from."""
-    pace, ratios, steps, spent = Pace(), [], [], [0.0, 0.0]
+    pace, ratios, steps, spent = Pace(), [], [], [0.0, 0.0, 0.0]
+    ways = (  # one step after the other, with guesses, and all passages read anew
+        partial(answer_in_hops, pace=None),
+        partial(answer_in_hops, pace=pace),
+        lambda *given: answer_in_hops(*given, read=lambda found, kept: reader.answer(given[3], found)),
+    )
     ends = np.inf
     for number, question in enumerate(cycle(questions)):
         if number == LEARN:
@@ -176,12 +197,12 @@ def measure_real(
             pace.outcomes = dict.fromkeys(pace.outcomes, 0)
         if time.perf_counter() > ends:
             break
-        seconds, found = [0.0, 0.0], [None, None]
-        for guessing in (0, 1) if number % 2 else (1, 0):
+        seconds, found = [0.0, 0.0, 0.0], [None, None, None]
+        for way in (0, 1, 2) if number % 2 else (2, 1, 0):
             began = time.perf_counter()
-            hopped = answer_in_hops(reader, store, index, question, 3, 10, pace=pace if guessing else None)
-            seconds[guessing] = time.perf_counter() - began
-            found[guessing] = told(hopped)
+            hopped = ways[way](reader, store, index, question, 3, 10)
+            seconds[way] = time.perf_counter() - began
+            found[way] = told(hopped)
         if found[0] != found[1]:
             raise AssertionError("guesses changed what was found")
         if number >= LEARN:
@@ -194,9 +215,9 @@ def measure_real(
     chosen = gain(s, g, a, b0, b1) >= LEAST_GAIN
     predicted = sum(steps) * (a + b0 + b1) / sum(expected(n, s, g, a, b0, b1) for n in steps) if chosen else 1.0
     return {
-        "requests": len(ratios), "steps": round(statistics.mean(steps), 2), "a": round(1000 * a, 1),
-        "b0": round(1000 * b0, 1), "b1": round(1000 * b1, 1), "accepted": right, "rejected": wrong, "g": round(g, 2),
-        "predicted": round(predicted, 2), "total": round(spent[0] / spent[1], 2),
+        "requests": len(ratios), "steps": round(statistics.mean(steps), 2), "rows kept": round(spent[2] / spent[0], 2),
+        "a": round(1000 * a, 1), "b0": round(1000 * b0, 1), "b1": round(1000 * b1, 1), "accepted": right,
+        "rejected": wrong, "g": round(g, 2), "predicted": round(predicted, 2), "total": round(spent[0] / spent[1], 2),
         "measured": round(statistics.median(ratios), 2), "least": round(min(ratios), 2), "most": round(max(ratios), 2),
     }  # fmt: skip
 
@@ -209,7 +230,9 @@ def real_rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     )
     with Store.open(given.store) as store:
         for rows in map(int, given.rows.split(",")):
-            index = longer_words(store.path, given.words or store.path / "bm25", rows)
+            words = given.words or store.path / "bm25"
+            dense, path = given.dense, store.path
+            index = longer_dense(path / "dense", rows) if dense else longer_words(path, words, rows)
             yield {"rows": rows} | measure_real(reader, store, index, questions, given.seconds)
 
 
@@ -223,6 +246,7 @@ def main() -> None:
     options.add_argument("--questions", help="file of questions")
     options.add_argument("--rows", default="60000", help="of the indices, comma-separated (default %(default)s)")
     options.add_argument("--words", type=Path, metavar="FOLDER", help="index of words whose columns are taken")
+    options.add_argument("--dense", action="store_true", help="search by vectors, not by words")
     options.add_argument("--seconds", type=float, default=30, help="that a row is measured (default %(default)s)")
     given = options.parse_args()
     for row in real_rows(given) if given.store else ():

@@ -12,6 +12,7 @@ from btr.model.config import Mode
 from btr.reader import Reader
 from btr.reader.answer import Answer
 from btr.reader.highlight import find_answer
+from btr.reader.kept import KeptRows
 from btr.reader.truncation import shorten
 from btr.retrieve.fusion import Retriever, open_retriever
 from btr.retrieve.indexed import Tail
@@ -72,7 +73,7 @@ class Asker:
         cut = len(asked) < len(question.strip())
         hopped = answer_in_hops(
             self.reader, self.store, self.retriever, asked, self.hops, self.passages, pace=self.pace,
-            read=lambda encoded: self._read(asked, encoded),
+            read=lambda encoded, kept: self._read(asked, encoded, kept),
         )  # fmt: skip
         answer, encoded, scores = hopped.answer, hopped.passages, hopped.scores
         if answer is None or encoded is None:
@@ -89,8 +90,9 @@ class Asker:
         trace = hopped.steps if self.hops > 1 else ()
         return Told(question, text, guess, answer.no_answer, answer.score, self.mode, seconds, passages, cut, trace)
 
-    def _read(self, asked: str, encoded: Encoded) -> Answer:
-        answer = self.reader.answer(asked, encoded if self.mode == "binary" else _texts(encoded), self.mode)
+    def _read(self, asked: str, encoded: Encoded, kept: KeptRows) -> Answer:
+        passages = encoded if self.mode == "binary" else _texts(encoded)
+        answer = self.reader.answer(asked, passages, self.mode, kept=kept)
         return answer if self.reader.no_answer_above is not None else answer.abstaining(UNANSWERED)
 
 

@@ -37,6 +37,7 @@ from btr.model.devices import settle
 from btr.progress import Progress, say
 from btr.reader import Reader
 from btr.reader.answer import Answer
+from btr.reader.kept import NOTHING, KeptRows
 from btr.reader.refusals import check_prune
 from btr.reader.truncation import shorten
 from btr.retrieve.fusion import KINDS
@@ -173,8 +174,8 @@ class Evaluation:
         ready = passages if kept is None or bits else reader.encode_passages(passages, kept)
         merge = reader.schedule("algorithm", setting.merge) if setting.merge else None
 
-        def read(given: Any, most: int) -> Answer:
-            more = (merge, setting.prune, 1.0, self.asked.choices(question))  # 1: its best guess
+        def read(given: Any, rows: KeptRows = NOTHING, *, most: int) -> Answer:
+            more = (merge, setting.prune, 1.0, self.asked.choices(question), rows)  # 1: its best guess
             return reader.answer(asked, given, mode, most, *more)
 
         def answer(most: int) -> Answer:
@@ -182,7 +183,7 @@ class Evaluation:
                 again = partial(read, most=most)
                 found, passages[:] = hop(self.evidence, number, again, reader, setting.hops, setting.passages, bits)
                 return found
-            return read(self.evidence.at(number, setting.passages) if bits else ready, most)
+            return read(self.evidence.at(number, setting.passages) if bits else ready, most=most)
 
         if (setting.weights, mode) not in self._warm:  # the first time, kernels are compiled
             answer(1)

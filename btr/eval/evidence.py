@@ -12,6 +12,7 @@ from btr.errors import InputError
 from btr.hops import answer_in_hops
 from btr.metrics import holds_answer
 from btr.reader import Answer, Reader
+from btr.reader.kept import KeptRows
 from btr.retrieve.fusion import Retriever, open_retriever
 from btr.storage import Encoded, Store
 
@@ -89,7 +90,13 @@ def own_passages(question: Question, count: int, every: bool = False) -> list[Pa
 
 
 def hop(
-    evidence: Evidence, number: int, answer: Callable[[Any], Answer], reader: Reader, hops: int, top: int, bits: bool
+    evidence: Evidence,
+    number: int,
+    answer: Callable[[Any, KeptRows], Answer],
+    reader: Reader,
+    hops: int,
+    top: int,
+    bits: bool,
 ) -> tuple[Answer, list[Passage]]:
     """Answer a question in several hops over the store, reading its bits or else texts; returns the passages too.
 
@@ -102,7 +109,7 @@ def hop(
 
     hopped = answer_in_hops(
         reader, evidence.store, evidence.retriever, query(evidence.questions[number]), hops, top,
-        read=lambda found: answer(found if bits else texts(found)),
+        read=lambda found, kept: answer(found if bits else texts(found), kept),
     )  # fmt: skip
     assert hopped.answer is not None and hopped.passages is not None
     return hopped.answer, texts(hopped.passages)

@@ -17,6 +17,7 @@ from btr.hops.pace import Pace
 from btr.hops.speculation import speculate
 from btr.hops.steps import Search, take_steps
 from btr.reader import Answer, Reader
+from btr.reader.kept import NOTHING, KeptRows
 from btr.reader.sentences import best_sentence
 from btr.retrieve.bm25 import Hits
 from btr.retrieve.indexed import Preparing
@@ -24,7 +25,7 @@ from btr.storage import Encoded, Store
 
 SURE = 0.1  # `no_answer` at or below which no further passages are looked for
 
-Read = Callable[[Encoded], Answer]  # answers the question from passages
+Read = Callable[[Encoded, KeptRows], Answer]  # answers the question from passages, of which some were read before
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class State:
     answer: Answer | None = None
     passages: Encoded | None = None
     done: bool = False
+    rows: KeptRows = NOTHING  # of what was read, for the next step
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,11 @@ class Hopping:
         if not found or found in state.read:
             return replace(state, done=True)
         passages = self.load(ordinals)
-        answer = self.read_passages(passages)
+        rows = state.rows.copy() if state.steps else KeptRows()
+        answer = self.read_passages(passages, rows)
         title, sentence = self.learn(answer, passages)
         step = Step(query, passages.ids, answer.text, answer.no_answer, title, sentence, answer.best_guess)
-        return State((*state.steps, step), (*state.read, found), answer, passages)
+        return State((*state.steps, step), (*state.read, found), answer, passages, rows=rows)
 
     def run(self, index: Search | Preparing, top: int, pace: Pace | None = None) -> tuple[State, list[Hits]]:
         """Take the steps, with guesses if there is a pace."""
@@ -168,7 +171,8 @@ def answer_in_hops(
 
     index: what the store is searched with, such as `open_retriever(store)`. top: passages a step; 0: the reader's own
     number. sure: the `no_answer` of a span reader at or below which it ends; -1: never. read: how to answer from
-    passages; by default in the reader's own mode, with nothing merged and all of them read to the end. pace: with one,
+    passages, given the rows that are kept (`Reader.answer`); by default in the reader's own mode, with nothing merged
+    and all of them read to the end. pace: with one,
     kept from question to question, steps are read with guesses where that is sooner; what comes out is the same.
 
     Raises:
@@ -178,6 +182,6 @@ def answer_in_hops(
     check_hops(hops, store)
     if not question.strip():
         raise InputError("the question is blank; ask something")
-    by_reader = read or (lambda passages: reader.answer(question, passages))
+    by_reader = read or (lambda passages, kept: reader.answer(question, passages, kept=kept))
     hopping = Hopping(question, by_reader, store.at, learner(reader), hops, sure)
     return hopping.finish(*hopping.run(index, top or reader.config.passages, pace))

@@ -33,6 +33,7 @@ from btr.reader.answer import Answer, Listener, Memory, Stopwatch
 from btr.reader.expansion import known, read_later, rebuilt
 from btr.reader.extractive import Extractive
 from btr.reader.generative import BertGenerative, Generative
+from btr.reader.kept import NOTHING, KeptRows
 from btr.reader.loading import load
 from btr.reader.passages import PassageText, titled
 from btr.storage.encoded import Encoded
@@ -260,6 +261,7 @@ class Reader:
         prune: int = 0,
         no_answer_above: float | None = None,
         choices: Sequence[str] | None = None,
+        kept: KeptRows = NOTHING,
     ) -> Answer:
         """Answer one question from passages, or from what `encode_passages` or a store gave; no mode: the reader's own.
 
@@ -270,12 +272,13 @@ class Reader:
         no_answer_above: the probability that no passage answers over which it abstains, and has a best guess alone; 1:
             it never does; None: the reader's own. A generative reader knows no such probability.
         choices: what to choose from, by likelihood, instead of writing freely; a span reader cannot.
+        kept: rows that were read by this reader before, and are not read again; those that now are, are added.
 
         Raises:
             InputError: blank or over-long question, no passages, an Encoded of another reader or of another mode, or a
                 schedule, number or choice that this reader or mode cannot follow.
         """
-        more = (merge, prune, None, no_answer_above, None if choices is None else [choices])
+        more = (merge, prune, None, no_answer_above, None if choices is None else [choices], kept)
         return self.answer_batch([question], [passages], mode, max_new_tokens, *more)[0]
 
     @torch.inference_mode()
@@ -290,6 +293,7 @@ class Reader:
         listener: Listener | None = None,
         no_answer_above: float | None = None,
         choices: Sequence[Sequence[str]] | None = None,
+        kept: KeptRows = NOTHING,
     ) -> list[Answer]:
         """Answer B questions, each from its own passages; as `answer`, decoded together; a listener hears of it."""
         mode = mode or self.config.default_mode
@@ -309,7 +313,7 @@ class Reader:
         with watch("tokenize"):
             ids = [self.question_ids(question) for question in questions]
         each = zip(ids, passages, strict=True)
-        memories = [self._remember(question, own, mode, merge, prune, watch) for question, own in each]
+        memories = [self._remember(question, own, mode, merge, prune, watch, kept) for question, own in each]
         if choices is not None and isinstance(self._text, Generative):
             return self._text.answer(memories, mode, max_new_tokens, watch, choices)
         return [answer.abstaining(above) for answer in self._text.answer(memories, mode, max_new_tokens, watch)]
@@ -322,28 +326,30 @@ class Reader:
         merge: Schedule | None,
         prune: int,
         watch: Stopwatch,
+        kept: KeptRows,
     ) -> tuple[Tensor | MergedRows, Memory]:
         """Encode a question with its passages: memory (rows' tokens, D), row after row or merged, and what it holds."""
-        Q, looks = len(question), 0 < prune < len(passages)
-        if mode == "full" and not looks:
+        Q, pruner = len(question), self.model.pruner if 0 < prune < len(passages) else None
+        if mode == "full" and pruner is None:
             with watch("tokenize"):
                 ids = self.passage_ids(titled(passages))[0]
             with watch("encode"):
-                states = self._full(question, ids)
+                states = self._full(Q, [question + row for row in ids], kept)
             return states, Memory.whole(Q, tuple(titled(passages)), tuple(map(np.array, ids)))
         halves, held = self._apart(question, passages, "binary" if mode == "full" else mode, watch)
-        if not looks or self.model.pruner is None:
-            with watch("encode"):
-                return self._join(halves, merge), held
-        with watch("look"):
-            chosen = self.model.pruner.best(pruning_features(self.model, halves), prune)
+        rows = [question + row.tolist() for row in held.ids]
+        if pruner is not None:
+            with watch("look"):
+                chosen = pruner.best(pruning_features(self.model, halves), prune)
+            halves, rows = halves.only(chosen), [rows[i] for i in chosen]
+            held = Memory.whole(Q, held.passages, held.ids) if mode == "full" else held
+            held = replace(held, lengths=tuple(n if i in chosen else 0 for i, n in enumerate(held.lengths)))
         with watch("encode"):
             if mode == "full":
-                memory: Tensor | MergedRows = self._full(question, [held.ids[i].tolist() for i in chosen])
-                held = Memory.whole(Q, held.passages, held.ids)
-            else:
-                memory = self._join(halves.only(chosen), merge)
-        return memory, replace(held, lengths=tuple(n if i in chosen else 0 for i, n in enumerate(held.lengths)))
+                return self._full(Q, rows, kept), held
+            if merge is not None and isinstance(self.model, FiD | BertFiD):
+                return MergedRows.join(halves, merge, self.model.merging), held
+            return kept.encode(mode, rows, halves.rows, self._joiner(halves)), held
 
     def _apart(
         self, question: list[int], passages: "Sequence[PassageText] | Encoded", mode: Mode, watch: Stopwatch
@@ -375,11 +381,6 @@ class Reader:
         scores = self._text.passage_score(in_batches(halves.rows, self._joiner(halves)), held)
         return pruning_features(self.model, halves).cpu(), scores
 
-    def _join(self, halves: Halves, merge: Schedule | None) -> Tensor | MergedRows:
-        if merge is not None and isinstance(self.model, FiD | BertFiD):
-            return MergedRows.join(halves, merge, self.model.merging)
-        return in_batches(halves.rows, self._joiner(halves))
-
     def _joiner(self, halves: Halves) -> Callable[[list[int]], Tensor]:
         def join(batch: list[int]) -> Tensor:
             filled, lengths = halves.batch(batch)
@@ -387,11 +388,11 @@ class Reader:
 
         return join
 
-    def _full(self, question: list[int], passages: list[list[int]]) -> Tensor:
-        """Read passages together with the question: memory (rows' tokens, D), row after row."""
+    def _full(self, Q: int, rows: list[list[int]], kept: KeptRows) -> Tensor:
+        """Read rows of a question, the first Q tokens, and a passage together: memory (rows' tokens, D), end to end."""
 
         def full(batch: list[int]) -> Tensor:
-            ids, lengths = self._padded([question + passages[i] for i in batch])
-            return self.model.full(ids, lengths, torch.full_like(lengths, len(question)))
+            ids, lengths = self._padded([rows[i] for i in batch])
+            return self.model.full(ids, lengths, torch.full_like(lengths, Q))
 
-        return in_batches([len(question) + len(row) for row in passages], full)
+        return kept.encode("full", rows, [len(row) for row in rows], full)

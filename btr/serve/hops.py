@@ -13,6 +13,7 @@ from btr.corpus import Passage
 from btr.hops.answer import Hopping, Step, learner
 from btr.hops.pace import Pace
 from btr.reader import Answer, Reader
+from btr.reader.kept import KeptRows
 from btr.retrieve.bm25 import Hits
 from btr.serve.chosen import Chosen
 from btr.serve.opened import OpenStore
@@ -69,7 +70,9 @@ class Quiet(Ears):
 class Hops:
     """Search and read for one question; seconds add up."""
 
-    def __init__(self, opened: OpenStore, read: Callable[[Chosen], Answer | Exception], ears: Ears | None) -> None:
+    def __init__(
+        self, opened: OpenStore, read: Callable[[Chosen, KeptRows], Answer | Exception], ears: Ears | None
+    ) -> None:
         self.opened, self.answer, self.ears = opened, read, ears
         self.index: Any = opened.index
         self.seconds: dict[str, float] = {}
@@ -132,12 +135,12 @@ class Hops:
         self._add({"load": perf_counter() - began})
         return found
 
-    def read(self, found: Encoded) -> Answer:
-        """Answer from passages."""
+    def read(self, found: Encoded, kept: KeptRows) -> Answer:
+        """Answer from passages, of which some were read before."""
         passages = _passages(found)
         if self.ears is not None:
             self.ears.reading(0, passages)
-        answer = self.answer(Chosen(passages, found))
+        answer = self.answer(Chosen(passages, found), kept)
         if isinstance(answer, Exception):
             raise answer
         self._add(answer.timings)

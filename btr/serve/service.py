@@ -10,9 +10,9 @@ from btr.corpus import Passage
 from btr.errors import InputError
 from btr.hops import Pace
 from btr.model.config import Mode
-from btr.reader import Reader
-from btr.reader.answer import Answer
+from btr.reader import Answer, Reader
 from btr.reader.highlight import find_answer
+from btr.reader.kept import NOTHING, KeptRows
 from btr.reader.truncation import shorten
 from btr.retrieve import HINT
 from btr.retrieve.bm25 import Hits
@@ -206,7 +206,7 @@ class Service:
     def _hop(self, opened: OpenStore, request: AnswerRequest, ears: Ears | None) -> Hopped:
         """Search and read several times for one question."""
         quiet = Quiet(ears.jobs) if ears else None
-        hops = Hops(opened, lambda chosen: self._read([request], [chosen], quiet)[0], quiet)
+        hops = Hops(opened, lambda chosen, kept: self._read([request], [chosen], quiet, kept)[0], quiet)
         try:
             return hops.run(self.reader, request, request.top_k or self.top, self.pace)
         except RequestError as error:
@@ -225,13 +225,16 @@ class Service:
             return broken(error)
 
     def _read(
-        self, requests: Sequence[AnswerRequest], chosen: Sequence[Chosen], ears: Ears | None = None
+        self,
+        requests: Sequence[AnswerRequest],
+        chosen: Sequence[Chosen],
+        ears: Ears | None = None,
+        kept: KeptRows = NOTHING,
     ) -> list[Answer | Exception]:
         """Read questions together; if that fails, one by one, so that a bad one fails alone."""
         if not requests:
             return []
-        first = requests[0]
-        mode = first.mode or self.mode
+        first, mode = requests[0], requests[0].mode or self.mode
         try:
             merge = self.reader.schedule("algorithm", first.merge_ratio) if first.merge_ratio else None
             return list(
@@ -245,6 +248,7 @@ class Service:
                     listener=ears,
                     no_answer_above=1.0,  # whether to say what was found is each question's own affair
                     choices=[request.choices or () for request in requests] if first.choices else None,
+                    kept=kept,
                 )
             )
         except Exception as error:
@@ -323,8 +327,7 @@ class Service:
     def _search(self, opened: OpenStore, request: Evidence) -> Hits:
         if opened.index is None:
             raise RequestError(400, "the store has no index to search; send ids or passages", "no_index")
-        (hits,) = opened.index.search([request.question], request.top_k or self.top)  # type: ignore[attr-defined]
-        return hits
+        return opened.index.search([request.question], request.top_k or self.top)[0]  # type: ignore[attr-defined]
 
 
 def broken(error: Exception) -> RequestError:

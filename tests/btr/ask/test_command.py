@@ -94,7 +94,7 @@ def test_several_hops_show_what_each_searched_read_and_found(store: str, capsys:
         reader = Reader.from_pretrained(opened.manifest.reader)
         hopped = answer_in_hops(
             reader, opened, open_retriever(opened), question, 3, 2,
-            read=lambda found: reader.answer(question, found, "binary"),
+            read=lambda found, kept: reader.answer(question, found, "binary", kept=kept),
         )  # fmt: skip
     steps = [asdict(step.abstaining(0.5)) | {"ids": list(step.ids)} for step in hopped.steps]
     assert told["trace"] == steps and steps

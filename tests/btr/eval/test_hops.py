@@ -44,7 +44,7 @@ def test_row_is_that_of_the_answers(
         for asked, row in zip(ASKED, rows[1:], strict=True):
             hopped = answer_in_hops(
                 tiny_reader, store, index, asked, 2, 2,
-                read=lambda found, asked=asked: tiny_reader.answer(asked, found, mode, 16),  # type: ignore[misc]
+                read=lambda found, kept, asked=asked: tiny_reader.answer(asked, found, mode, 16, kept=kept),  # type: ignore[misc]
             )  # fmt: skip
             assert hopped.answer is not None and hopped.passages is not None
             assert row["answer"] == hopped.answer.text

@@ -14,6 +14,7 @@ from btr.hops.answer import Hopping, State
 from btr.hops.steps import take_steps
 from btr.precompute import __main__ as precompute
 from btr.reader import Answer, Reader
+from btr.reader.kept import KeptRows
 from btr.reader.sentences import best_sentence
 from btr.retrieve.bm25 import BM25, Hits, WordShard
 from btr.retrieve.fusion import open_retriever
@@ -47,7 +48,11 @@ def first_sentence(answer: Answer, passages: Encoded) -> tuple[str, str]:
 
 
 def hop(hops: int, top: int = 1, question: str = "Where was the builder of the mill born?", **more: Any) -> Hopped:
-    settings: dict[str, Any] = {"read": answering, "load": load, "learn": first_sentence} | more
+    settings: dict[str, Any] = {
+        "read": lambda passages, kept: answering(passages),
+        "load": load,
+        "learn": first_sentence,
+    } | more
     hopping = Hopping(question, hops=hops, **settings)
     return hopping.finish(*take_steps(hopping, INDEX, top, State()))
 
@@ -69,11 +74,11 @@ def test_one_hop_is_one_search() -> None:
 
 @pytest.mark.parametrize(("doubt", "steps"), [(0.05, 1), (0.1, 1), (0.11, 2), (None, 2)])
 def test_reader_that_is_sure_looks_no_further(doubt: float | None, steps: int) -> None:
-    assert len(hop(2, top=2, read=lambda passages: answering(passages, doubt)).steps) == steps
+    assert len(hop(2, top=2, read=lambda passages, kept: answering(passages, doubt)).steps) == steps
 
 
 def test_step_that_abstains_has_its_best_guess_apart() -> None:
-    steps = hop(2, top=2, read=lambda passages: answering(passages).abstaining(0.5)).steps
+    steps = hop(2, top=2, read=lambda passages, kept: answering(passages).abstaining(0.5)).steps
     assert [(step.answer, step.best_guess) for step in steps] == [("", "mill"), ("", "berg")]
     plain = hop(2, top=2).steps
     assert [(step.answer, step.best_guess) for step in plain] == [("mill", None), ("berg", None)]
@@ -84,7 +89,7 @@ def test_step_that_abstains_has_its_best_guess_apart() -> None:
 def test_passages_that_come_again_are_not_read_again() -> None:
     read: list[tuple[str, ...]] = []
 
-    def count(passages: Encoded) -> Answer:
+    def count(passages: Encoded, kept: KeptRows) -> Answer:
         read.append(passages.ids)
         return answering(passages)
 
@@ -100,7 +105,9 @@ def test_query_that_comes_again_is_not_searched_again() -> None:
             asked.extend(questions)
             return [(np.array([len(asked) % 4, (len(asked) + 1) % 4]), np.ones(2, np.float32)) for _ in questions]
 
-    hopping = Hopping("Who?", answering, load, lambda answer, passages: ("Salt", "Salt."), 9)
+    hopping = Hopping(
+        "Who?", lambda passages, kept: answering(passages), load, lambda answer, passages: ("Salt", "Salt."), 9
+    )
     state, _ = take_steps(hopping, Counting(), 2, State())
     assert asked == ["Who?", "Who? Salt Salt."] and len(state.steps) == 2
 
@@ -128,11 +135,11 @@ def test_reader_and_store_answer_in_hops(store: Path, tiny_reader: Reader) -> No
     with Store.open(store) as opened:
         index = open_retriever(opened)
         hopped = answer_in_hops(tiny_reader, opened, index, question, 3, 2)
-        query = question
+        query, kept = question, KeptRows()
         for step in hopped.steps:
             [(ordinals, _)] = index.search([query], 2)
             passages = opened.at(ordinals.tolist())
-            answer = tiny_reader.answer(question, passages)
+            answer = tiny_reader.answer(question, passages, kept=kept)
             span = best_sentence(tiny_reader, answer, passages)
             assert span is not None
             sentence = passages.texts[span.passage][span.start : span.end]
@@ -179,6 +186,6 @@ def test_what_cannot_be_asked_in_hops_is_refused(store: Path, tiny_reader: Reade
             answer_in_hops(tiny_reader, opened, index, "Who?", 2)
         hopped = answer_in_hops(
             tiny_reader, opened, index, "Who built it?", 1,
-            read=lambda passages: tiny_reader.answer("Who built it?", passages, "binary"),
+            read=lambda passages, kept: tiny_reader.answer("Who built it?", passages, "binary"),
         )  # fmt: skip
         assert hopped.answer is not None and hopped.steps[0].sentence == ""

@@ -129,6 +129,7 @@ class FakeReader:
         listener: Any = None,
         no_answer_above: float | None = None,
         choices: Sequence[Sequence[str]] | None = None,
+        kept: object = None,
     ) -> list[Answer]:
         assert no_answer_above == 1.0  # the service itself decides
         self.batches.append(list(questions))
