@@ -107,7 +107,7 @@ setup(
         "ray": ["ray>=2.40"],
         "mcp": ["mcp>=2.0"],
         "test": [
-            "pytest>=8",
+            "pytest>=8.2",
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "httpx>=0.27",

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -166,7 +167,8 @@ def test_recipe_is_trained_from_a_bert_in_one_command(
     for stage, steps, measured in (("reader", 3, [2, 3]), ("joint", 2, [2])):
         lines = [json.loads(line) for line in (out / stage / "metrics.jsonl").read_text().splitlines()]
         assert len(lines) == steps and [line["step"] for line in lines if "dev" in line] == measured
-        assert (out / stage / "metrics.png").read_bytes().startswith(b"\x89PNG")
+        if find_spec("matplotlib"):
+            assert (out / stage / "metrics.png").read_bytes().startswith(b"\x89PNG")
     # the second stage began from the best of the first, and was taught by it
     settings = torch.load(out / "joint" / "checkpoint.pt", weights_only=True)["settings"]
     first = load_reader(out / "reader" / "best", torch.float32, None)

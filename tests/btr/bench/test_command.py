@@ -91,6 +91,7 @@ def test_span_reader_has_the_same_rows(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_some_rows_their_memory_and_a_plot(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     picture = tmp_path / "bench.png"
     figures = figures_of(capsys, "--passages", "2", "--only", "full,binary", "--memory", "--plot", str(picture))
     rows = figures["sizes"][0]["rows"]
@@ -173,6 +174,8 @@ def test_memory_is_that_of_this_process() -> None:
     ],
 )
 def test_wrong_requests_are_refused(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if "--plot" in arguments:
+        pytest.importorskip("matplotlib")
     assert bench.main([*SIZES, *arguments]) == 2
     assert error in capsys.readouterr().err
 
