@@ -22,11 +22,11 @@ from btr import __version__
 from btr.bench import kernels as kernel_bench
 from btr.bench.baselines import OTHERS, TRANSFORMERS, possible
 from btr.bench.contenders import SPLIT, contenders, make_texts, random_reader, store_of
-from btr.command import Parser, check_file, check_least, run_command
+from btr.command import Parser, add_computing, check_file, check_least, run_command
 from btr.errors import InputError
 from btr.eval import plots
 from btr.model.config import MODES
-from btr.model.devices import processor_says
+from btr.model.devices import choose_device, choose_dtype, processor_says
 from btr.progress import Progress, say
 from btr.reader import DTYPES, Reader
 from btr.storage import Encoded, Store
@@ -35,6 +35,7 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")  # of a CP
 PHASES = ("tokenize", "load", "expand", "look", "encode", "merge", "decode")
 NAMES = (TRANSFORMERS, *MODES, "pruned", "reread", "merged")
 ROUNDED = ("int8", "pruned-int8")  # rows that are only there if they are asked for, as OTHERS are
+ON_CPU = (*ROUNDED, "onnx", "onnx-int8")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,8 +72,7 @@ def parser() -> argparse.ArgumentParser:
     add("--passage-tokens", type=int, default=160, help="(default %(default)s)")
     add("--question-tokens", type=int, default=32, help="(default %(default)s)")
     add("--new-tokens", type=int, default=8, help="of an answer (default %(default)s)")
-    about = "precision (default %(default)s)"
-    add("--dtype", choices=sorted(DTYPES), default="bfloat16", help=about)
+    add_computing(add, "what is timed", "bfloat16")
     about = "timed runs of each, after one that is not counted (default %(default)s)"
     add("--runs", type=int, default=5, help=about)
     add = main.add_argument_group("what comes of it").add_argument
@@ -100,9 +100,15 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     unknown = sorted(set(options.only) - set(NAMES) - set(ROUNDED) - set(OTHERS))
     if unknown:
         raise InputError(f"--only {','.join(unknown)}: not known; choose of {', '.join((*NAMES, *ROUNDED, *OTHERS))}")
+    device = choose_device(options.device)
+    options.dtype = choose_dtype(options.dtype, device)
+    if device.type != "cpu" and (
+        ours := [name for name in options.only if name in ON_CPU] + ["--memory"] * options.memory
+    ):
+        raise InputError(f"{', '.join(ours)}: measured on the CPU alone; leave that out, or --device {options.device}")
     if missing := [name for name in options.only if not possible(name)]:
         say(f"left out: {', '.join(missing)}: not installed; pip install 'btr-reader[bench]'")
-    reader = random_reader(options.shape, DTYPES[options.dtype], options.split, options.bits)
+    reader = random_reader(options.shape, DTYPES[options.dtype], options.split, options.bits, device)
     reader.save_pretrained(folder / "reader")
     sizes = []
     for count in options.passages:
@@ -127,7 +133,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "reader": reader.name, "k": reader.config.k, "sizes": sizes, "questions": options.questions,
         "row_tokens": options.question_tokens + options.passage_tokens,
         "new_tokens": options.new_tokens if reader.family == "generative" else 0,
-        "dtype": options.dtype, "runs": options.runs,
+        "dtype": options.dtype, "device": name_of(device), "runs": options.runs,
         "merge": [options.merge, options.merge_ratio, options.merge_bits], **machine(),
         "command": shlex.join(["python", "-m", "btr.bench", *options.words]),
     }  # fmt: skip
@@ -143,6 +149,11 @@ def kernel_figures(options: argparse.Namespace) -> dict[str, Any]:
         )
     rows = [row for width in options.kernels or (768, 384) for row in kernel_bench.measure(width, options.runs)]
     return {"rows": rows, "runs": options.runs, **machine()}
+
+
+def name_of(device: torch.device) -> str:
+    """Return what a device is called, and by whom."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def bytes_below(folder: Path) -> int:
@@ -277,7 +288,7 @@ def show(figures: dict[str, Any], file: str | None, text: str) -> None:
 def table(figures: dict[str, Any]) -> str:
     """Lay out the figures for people."""
     head = "{reader}, k {k}, rows of {row_tokens} tokens, {questions} question(s) together, {new_tokens} new tokens, "
-    head += "{dtype}, median of {runs}, {threads} threads, torch {torch}"
+    head += "{dtype} on {device}, median of {runs}, {threads} threads, torch {torch}"
     memory = "peak_mib" in next(iter(figures["sizes"][0]["rows"].values()))
     columns = ("s/question", "min", "max", "speed", "bytes/token", *(("peak MiB",) if memory else ()), *PHASES)
     lines = [head.format(**figures)]

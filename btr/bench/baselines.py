@@ -32,13 +32,13 @@ def possible(name: str) -> bool:
     return not name.startswith(ONNX) or all(importlib.util.find_spec(package) for package in PACKAGES)
 
 
-def make(name: str, reader: Reader, folder: Path) -> Baseline:
+def make(name: str, reader: Reader, folder: Path, device: torch.device) -> Baseline:
     """Make the contender of a row; folder / "reader" holds the reader, and folder what is exported."""
     if name.startswith(ONNX):
         return onnx(reader, folder, name != ONNX)
     attention, compiled = ("eager" if name == "eager" else None), name == "compile"
     kind = transformers_fid if reader.family == "generative" else transformers_bert
-    return kind(reader, folder / "reader", attention, compiled)
+    return kind(reader, folder / "reader", device, attention, compiled)
 
 
 def span_rows(reader: Reader, questions: Sequence[str], passages: Sequence[Passage]) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,31 +62,35 @@ def padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def point(logits: Sequence[Tensor], questions: int) -> None:
-    """Do with logits of starts and ends, (R, T) each, what pointing at a span takes."""
+    """Do with logits of starts and ends, (R, T) each, what pointing at a span takes; it is done when this returns."""
     for values in logits:
-        values.reshape(questions, -1).float().log_softmax(1).max(1)
+        values.reshape(questions, -1).float().log_softmax(1).argmax(1).tolist()
 
 
-def transformers_bert(reader: Reader, folder: Path, attention: str | None, compiled: bool) -> Baseline:
+def transformers_bert(
+    reader: Reader, folder: Path, device: torch.device, attention: str | None, compiled: bool
+) -> Baseline:
     """Return a function that points at spans with transformers' model of the kind, the same weights."""
     from transformers import BertForQuestionAnswering, MPNetForQuestionAnswering
 
     kinds = {"bert": BertForQuestionAnswering, "mpnet": MPNetForQuestionAnswering}
     kind = kinds[reader.model.bert.config.family if isinstance(reader.model, SpanReader) else "bert"]
-    model = kind.from_pretrained(folder, dtype=reader.model.dtype, attn_implementation=attention)
+    model = kind.from_pretrained(folder, dtype=reader.model.dtype, attn_implementation=attention).to(device)
     run, segmented = torch.compile(model.eval()) if compiled else model.eval(), kind is BertForQuestionAnswering
 
     @torch.inference_mode()
     def answer(questions: Sequence[str], passages: Sequence[Passage], new_tokens: int) -> None:
-        rows, mask, starts = span_rows(reader, questions, passages)
-        types = (torch.arange(rows.shape[1])[None] >= starts).long()
+        rows, mask, starts = (part.to(device) for part in span_rows(reader, questions, passages))
+        types = (torch.arange(rows.shape[1], device=device)[None] >= starts).long()
         found = run(input_ids=rows, attention_mask=mask, **({"token_type_ids": types} if segmented else {}))
         point((found.start_logits, found.end_logits), len(questions))
 
     return answer
 
 
-def transformers_fid(reader: Reader, folder: Path, attention: str | None, compiled: bool) -> Baseline:
+def transformers_fid(
+    reader: Reader, folder: Path, device: torch.device, attention: str | None, compiled: bool
+) -> Baseline:
     """Return a function that answers with transformers' T5 as Fusion-in-Decoder, the same weights.
 
     Compiled is the encoder alone: what it writes grows, and would be compiled anew.
@@ -95,20 +99,22 @@ def transformers_fid(reader: Reader, folder: Path, attention: str | None, compil
     from transformers.modeling_outputs import BaseModelOutput
 
     model = T5ForConditionalGeneration.from_pretrained(folder, dtype=reader.model.dtype, attn_implementation=attention)
+    model.to(device)
     encoder = torch.compile(model.eval().encoder) if compiled else model.eval().encoder
 
     @torch.inference_mode()
     def answer(questions: Sequence[str], passages: Sequence[Passage], new_tokens: int) -> None:
-        rows, mask = fid_rows(reader, questions, passages)
+        rows, mask = (part.to(device) for part in fid_rows(reader, questions, passages))
         states = encoder(input_ids=rows, attention_mask=mask).last_hidden_state
         memory = BaseModelOutput(last_hidden_state=states.reshape(len(questions), -1, states.shape[-1]))
-        model.generate(
+        written = model.generate(
             encoder_outputs=memory,
             attention_mask=mask.reshape(len(questions), -1),
             max_new_tokens=new_tokens,
             min_new_tokens=new_tokens,
             do_sample=False,
         )
+        written.tolist()  # until it is written
 
     return answer
 

@@ -19,6 +19,7 @@ from btr.corpus import Passage
 from btr.errors import InputError
 from btr.model.bert import Bert
 from btr.model.config import MODES, T5_SHAPES, BertConfig, Mode, MPNetConfig, ReaderConfig
+from btr.model.devices import choose_device
 from btr.model.fid import FiD
 from btr.model.merge import Schedule
 from btr.model.pruning import Pruner
@@ -37,7 +38,9 @@ BERT_SHAPES = {
 Contenders = dict[str, Callable[[], tuple[list[Answer], float] | None]]
 
 
-def random_reader(shape: str, dtype: torch.dtype, k: int | None = None, bits: int = 0) -> Reader:
+def random_reader(
+    shape: str, dtype: torch.dtype, k: int | None = None, bits: int = 0, device: torch.device | str = "cpu"
+) -> Reader:
     """Make a reader of a shape with random weights, which prunes; a T5 never ends an answer. Its words are numbered.
 
     k: the shape's own unless given; bits: how many predictive signs are kept of a token, 0: as the shape has it.
@@ -66,7 +69,7 @@ def random_reader(shape: str, dtype: torch.dtype, k: int | None = None, bits: in
     vocabulary = {mark: i for i, mark in enumerate(marks)} | {f"w{i}": i for i in numbers}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=next(mark for mark in marks if "unk" in mark.lower())))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return Reader(model.to(dtype), tokenizer, f"random {shape}")
+    return Reader(model.to(device, dtype), tokenizer, f"random {shape}")
 
 
 def random_t5(shape: str) -> T5:
@@ -157,7 +160,8 @@ def contenders(
             found["pruned-int8"] = partial(ours, "binary", None, options.prune, rounded)
     if merge is not None:
         found["merged"] = partial(ours, "binary", merge)
+    device = choose_device(options.device)
     theirs = [name for name in (TRANSFORMERS, *OTHERS) if name in names and baselines.possible(name)]
-    others = {name: baselines.make(name, reader, folder) for name in theirs}
+    others = {name: baselines.make(name, reader, folder, device) for name in theirs}
     found = {name: partial(run, questions, passages, options.new_tokens) for name, run in others.items()} | found
     return {name: run for name, run in found.items() if name in names}

@@ -13,6 +13,7 @@ from btr.bench import baselines, contenders
 from btr.bench import kernels as kernel_bench
 from btr.bench.__main__ import main
 from btr.model.config import T5_SHAPES, BertConfig, MPNetConfig
+from btr.model.devices import choose_device, choose_dtype
 from btr.model.span_head import SpanReader
 
 SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -163,6 +164,30 @@ def test_memory_is_that_of_this_process() -> None:
     assert bench.peak_memory() >= held.nbytes > 0
 
 
+def test_device_and_precision_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = figures_of(capsys, "--passages", "2", "--only", "full", "--device", "auto", "--dtype", "auto")
+    device = choose_device("auto")
+    assert figures["device"].startswith(str(device)) and figures["dtype"] == choose_dtype("auto", device)
+    assert f"{figures['dtype']} on {figures['device']}, " in bench.table(figures)
+
+
+def test_what_the_cpu_alone_does_is_not_measured_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "choose_device", torch.device)
+    assert bench.main([*SIZES, "--device", "cuda", "--only", "full,int8,onnx", "--memory"]) == 2
+    assert "error: int8, onnx, --memory: measured on the CPU alone; leave that out, or --device cuda" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("shape", ["base", "minilm"])
+def test_rows_are_timed_on_a_gpu(shape: str, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = figures_of(capsys, "--shape", shape, "--passages", "2", "--device", "cuda")
+    assert figures["device"].startswith("cuda") and "binary" in figures["sizes"][0]["rows"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -171,6 +196,7 @@ def test_memory_is_that_of_this_process() -> None:
         (["--plot", "x.txt"], "x.txt: not a picture"),
         (["--questions", "0"], "--questions is 0; use 1 or more"),
         (["--runs", "0"], "--runs is 0; use 1 or more"),
+        (["--device", "abacus"], "device is 'abacus', which torch does not know"),
     ],
 )
 def test_wrong_requests_are_refused(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
