@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -97,15 +98,28 @@ def alone(loop: Callable[[], None]) -> bool:
     return True
 
 
+def usable_threads() -> int:
+    """Return how many threads torch was told to take, where it is loaded; else those that Numba has, one a core."""
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else config_.NUMBA_NUM_THREADS
+
+
 def in_parallel(kernel: Any, threads: int, *arrays: Any) -> bool:
-    """Run a kernel's parallel loop on so many threads if they are more than one and no other one runs; else False."""
+    """Run a kernel's parallel loop on so many threads if they are more than one and no other one runs; else False.
+
+    Numba's OpenMP layer, when it starts, sets how many threads torch takes as well: that is put back.
+    """
 
     def loop() -> None:
-        before = get_num_threads()
+        torch = sys.modules.get("torch")
+        torchs = torch.get_num_threads() if torch else 0
+        before = get_num_threads()  # starts the layer
         set_num_threads(min(threads, config_.NUMBA_NUM_THREADS))
         try:
             kernel(*arrays)
         finally:
             set_num_threads(before)
+            if torch and torch.get_num_threads() != torchs:
+                torch.set_num_threads(torchs)
 
     return threads > 1 and alone(loop)

@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from btr.kernels.compiled import Array, alone, bits_of, compiled, ctpop, njit_, rounded
+from btr.kernels.compiled import Array, bits_of, compiled, ctpop, in_parallel, njit_, rounded, usable_threads
 from btr.kernels.elementwise import look_up, scale_rows
 from btr.kernels.late import max_similarity
 from btr.kernels.row import multiply, multiply_back
@@ -290,7 +290,7 @@ def _nearest_k_tasks(a: Array, b: Array, index: Array, distance: Array) -> None:
 def _run(serial: Any, parallel: Any, a: NDArray[np.uint64], b: NDArray[np.uint64], *results: NDArray[Any]) -> None:
     """Run a kernel over all rows of a: in parallel if the work is worth it and the gate is free."""
     arrays = (_frozen(a), _frozen(b), *results)
-    if a.size * len(b) < WORTHWHILE or not alone(lambda: parallel(*arrays)):
+    if a.size * len(b) < WORTHWHILE or not in_parallel(parallel, usable_threads(), *arrays):
         serial(0, len(a), *arrays)
 
 

@@ -68,3 +68,20 @@ def test_parallel_loop_gives_back_the_threads() -> None:
         return
     assert compiled.in_parallel(lambda array: seen.append((get_num_threads(), len(array))), threads, np.zeros(3))
     assert seen == [(threads, 3)] and get_num_threads() == before
+
+
+LOOP = """
+import torch
+from btr.kernels import compiled
+torch.set_num_threads(2)
+torch.get_num_threads()
+print(compiled.in_parallel(lambda: None, 2), torch.get_num_threads(), compiled.get_num_threads())
+"""
+
+
+def test_torch_keeps_its_threads() -> None:
+    """Numba's first parallel loop starts as many as there are cores, and would leave torch with so many."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOOP], env=os.environ | {"NUMBA_NUM_THREADS": "3"}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["True", "2", "3"], done.stderr
