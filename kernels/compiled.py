@@ -4,7 +4,8 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,22 +105,28 @@ def usable_threads() -> int:
     return torch.get_num_threads() if torch else config_.NUMBA_NUM_THREADS
 
 
+@contextmanager
+def threads_of_torch_kept() -> Iterator[None]:
+    """Put back how many threads torch takes: Numba's OpenMP layer sets that too when a kernel with a loop starts it."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    try:
+        yield
+    finally:
+        if torch and torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
 def in_parallel(kernel: Any, threads: int, *arrays: Any) -> bool:
-    """Run a kernel's parallel loop on so many threads if they are more than one and no other one runs; else False.
+    """Run a kernel's parallel loop on so many threads if they are more than one and no other one runs; else False."""
 
-    Numba's OpenMP layer, when it starts, sets how many threads torch takes as well: that is put back.
-    """
-
+    @threads_of_torch_kept()
     def loop() -> None:
-        torch = sys.modules.get("torch")
-        torchs = torch.get_num_threads() if torch else 0
-        before = get_num_threads()  # starts the layer
+        before = get_num_threads()
         set_num_threads(min(threads, config_.NUMBA_NUM_THREADS))
         try:
             kernel(*arrays)
         finally:
             set_num_threads(before)
-            if torch and torch.get_num_threads() != torchs:
-                torch.set_num_threads(torchs)
 
     return threads > 1 and alone(loop)

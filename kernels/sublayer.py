@@ -10,7 +10,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from btr.kernels.compiled import Array, compiled, float_of, in_parallel, njit_
+from btr.kernels.compiled import Array, compiled, float_of, in_parallel, njit_, threads_of_torch_kept
 from btr.kernels.elementwise import narrowed
 from btr.kernels.row import ORDER, add_times, dot, multiply_rows, multiply_tasks
 
@@ -146,7 +146,8 @@ def _feed_gated(many: bool, row: Array, norm: Any, wi: Any, wo: Any, gate: Any, 
 def _run(kernel: Any, threads: int, *arguments: Any) -> None:
     """Run on so many threads, or on this one while another parallel loop runs."""
     if not in_parallel(kernel, threads, True, *arguments):
-        kernel(False, *arguments)
+        with threads_of_torch_kept():
+            kernel(False, *arguments)
 
 
 def self_attend(row: Row, norm: Any, attention: Any, keys: Any, values: Any, bias: Any, t: int, threads: int) -> None:

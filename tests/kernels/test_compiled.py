@@ -77,11 +77,26 @@ torch.set_num_threads(2)
 torch.get_num_threads()
 print(compiled.in_parallel(lambda: None, 2), torch.get_num_threads(), compiled.get_num_threads())
 """
+SERIAL = """
+import numpy as np, torch
+from numba import config, prange
+from btr.kernels import compiled, sublayer
+@compiled.compiled(parallel=True)
+def kernel(many, array):
+    if many:
+        for n in prange(3):
+            array[n] += 1
+torch.set_num_threads(2)
+torch.get_num_threads()
+sublayer._run(kernel, 1, np.zeros(3))
+print(True, torch.get_num_threads(), config.NUMBA_NUM_THREADS)
+"""
 
 
-def test_torch_keeps_its_threads() -> None:
+@pytest.mark.parametrize("code", [LOOP, SERIAL])
+def test_torch_keeps_its_threads(code: str) -> None:
     """Numba's first parallel loop starts as many as there are cores, and would leave torch with so many."""
     done = subprocess.run(
-        [sys.executable, "-c", LOOP], env=os.environ | {"NUMBA_NUM_THREADS": "3"}, capture_output=True, text=True
+        [sys.executable, "-c", code], env=os.environ | {"NUMBA_NUM_THREADS": "3"}, capture_output=True, text=True
     )
     assert done.stdout.split() == ["True", "2", "3"], done.stderr
