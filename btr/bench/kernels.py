@@ -13,7 +13,6 @@ from time import perf_counter
 from types import ModuleType
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -86,13 +85,12 @@ def jobs(D: int) -> Iterator[tuple[str, str, float, Who]]:
 def measure(D: int, runs: int) -> list[dict[str, Any]]:
     """Time all of it, `runs` times in turn after one that is not counted; rates are of the median."""
     rows, report = [], Progress(f"D {D}:", 0, None, "kernels")
-    threads = (numba.get_num_threads(), torch.get_num_threads())
-    for count in sorted({1, threads[0]}):
+    threads = torch.get_num_threads()
+    for count in sorted({1, threads}):
         for kernel, unit, amount, who in jobs(D):
             if count > 1 and not kernel.startswith("hamming"):
                 continue
-            numba.set_num_threads(count)
-            torch.set_num_threads(1)
+            torch.set_num_threads(count)  # kernels take as many
             who = {name: work for name, work in who.items() if count == 1 or name == "btr"}
             seconds: dict[str, list[float]] = {name: [] for name in who}
             for run in range(runs + 1):
@@ -105,8 +103,7 @@ def measure(D: int, runs: int) -> list[dict[str, Any]]:
             rows.append({"kernel": kernel, "D": D, "threads": count, "unit": unit, "rates": rates})
             report(1)
     report.show(last=True)
-    numba.set_num_threads(threads[0])
-    torch.set_num_threads(threads[1])
+    torch.set_num_threads(threads)
     return rows
 
 
