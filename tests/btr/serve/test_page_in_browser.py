@@ -168,6 +168,9 @@ def test_question_is_called_off(page: Any, reader: Any, by: str) -> None:
     reader.gate.clear()
     page.find("#question").send_keys("Who?\n")
     page.wait(lambda: page.find("#stop").is_displayed())
+    place = page.find("#stop").rect
+    page.run("document.getElementById('clock').textContent += ' and what else there is to say'")
+    assert page.find("#stop").rect == place  # it does not move from under the pointer
     if by == "Escape":
         page.find("#question").send_keys(Keys.ESCAPE)
     else:
