@@ -7,7 +7,7 @@ Python for it would cost as much again.
 from typing import Any
 
 import numpy as np
-from numba import prange
+from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from btr.kernels.compiled import Array, compiled, float_of, in_parallel, njit_, threads_of_torch_kept
@@ -147,6 +147,7 @@ def _run(kernel: Any, threads: int, *arguments: Any) -> None:
     """Run on so many threads, or on this one while another parallel loop runs."""
     if not in_parallel(kernel, threads, True, *arguments):
         with threads_of_torch_kept():
+            get_num_threads()  # starts the layer; a cached kernel that may call a loop comes without, and crashes
             kernel(False, *arguments)
 
 

@@ -100,3 +100,35 @@ def test_torch_keeps_its_threads(code: str) -> None:
         [sys.executable, "-c", code], env=os.environ | {"NUMBA_NUM_THREADS": "3"}, capture_output=True, text=True
     )
     assert done.stdout.split() == ["True", "2", "3"], done.stderr
+
+
+LOOPS = """
+import sys
+from numba import prange
+from btr.kernels import sublayer
+from btr.kernels.compiled import compiled
+import numpy as np
+@compiled(parallel=True)
+def loop(array):
+    for n in prange(array.size):
+        array[n] += 1
+@compiled()
+def kernel(many, array):
+    if many:
+        loop(array)
+    else:
+        array[0] += 2
+given = np.zeros(3)
+loop(given) if sys.argv[1:] else sublayer._run(kernel, 1, given)
+print(given.sum())
+"""
+
+
+def test_cached_kernel_that_may_call_a_loop_runs_without(tmp_path: Path) -> None:
+    """Compiled where the loop came from the cache, it is cached without what starts the loop's threads."""
+    (tmp_path / "loops.py").write_text(LOOPS, encoding="utf-8")
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_NUM_THREADS": "2"}
+    for arguments, said in ((["loop"], "3.0"), ([], "2.0"), ([], "2.0")):
+        command = [sys.executable, str(tmp_path / "loops.py"), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.stdout.split() == [said], (done.returncode, done.stderr)
