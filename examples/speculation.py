@@ -9,8 +9,8 @@ The pace has seen one request before, so that it knows what there is to know.
 
 With a store it answers real questions by the shipped reader, in at most three hops. What it is searched with is made
 longer to so many rows, of which none is ever among the best: of words, by the shards of the index OTHER (default: the
-store's own), over and over, their scores a hundredth; of vectors, by their own over and over, turned about. It is also
-measured what keeping rows saves: steps one after the other, of which each reads all its passages anew.
+store's own), over and over, their scores a hundredth; of vectors, by random signs. It is also measured what keeping
+rows saves: steps one after the other, of which each reads all its passages anew.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from btr import Reader, Store
+from btr import Reader, Store, kernels
 from btr.corpus.questions import find_questions, query
 from btr.hops import Hopped, answer_in_hops
 from btr.hops.pace import LEAST_GAIN, Pace, best_stride, gain
@@ -149,16 +149,19 @@ def longer_words(store: Path, words: Path, rows: int) -> BM25:
 
 
 def longer_dense(folder: Path, rows: int) -> Dense:
-    """Return an index of vectors, and after it the opposites of its own, over and over, until it has the rows."""
+    """Return an index of vectors that looks through random signs as well, of so many rows in all, and finds its own."""
     dense = Dense.open(folder)
-    more = dense.following(np.zeros((1, dense.plan.dimension), np.float32))
-    signs, missing = dense._files[SIGNS], rows - len(dense)
-    if missing <= 0:
-        return dense
-    nothing = {name: np.broadcast_to(row[0], (missing, row.shape[1])) for name, row in more._newer.items()}
-    more._newer = nothing | {SIGNS: np.resize(~signs, (missing, signs.shape[1]))}
-    more._passages = rows
-    return more
+    words = dense._files[SIGNS].shape[1]
+    more = np.random.default_rng(0).integers(0, 2**64, (max(rows - len(dense), 0), words), np.uint64)
+    own = dense._nearest
+
+    def nearest(packed: np.ndarray, wanted: int) -> Any:
+        if len(more):
+            kernels.nearest_k(packed, more, min(wanted, len(more)))
+        return own(packed, wanted)
+
+    dense._nearest = nearest  # type: ignore[method-assign]
+    return dense
 
 
 def expected(steps: int, s: int, g: float, a: float, b0: float, b1: float) -> float:
