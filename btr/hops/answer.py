@@ -113,7 +113,7 @@ class Hopping:
         if not found or found in state.read:
             return replace(state, done=True)
         passages = self.load(ordinals)
-        rows = state.rows.copy() if state.steps else KeptRows()
+        rows = state.rows.copy()
         answer = self.read_passages(passages, rows)
         title, sentence = self.learn(answer, passages)
         step = Step(query, passages.ids, answer.text, answer.no_answer, title, sentence, answer.best_guess)
@@ -121,9 +121,10 @@ class Hopping:
 
     def run(self, index: Search | Preparing, top: int, pace: Pace | None = None) -> tuple[State, list[Hits]]:
         """Take the steps, with guesses if there is a pace."""
+        start = State(rows=KeptRows() if self.hops > 1 else NOTHING)
         if pace is None:
-            return take_steps(self, index, top, State())
-        return speculate(self, cast(Preparing, index), top, State(), pace, self.hops)
+            return take_steps(self, index, top, start)
+        return speculate(self, cast(Preparing, index), top, start, pace, self.hops)
 
     def finish(self, state: State, found: list[Hits]) -> Hopped:
         """Return the answer of the last state; found: for each query."""

@@ -151,6 +151,21 @@ def test_reader_and_store_answer_in_hops(store: Path, tiny_reader: Reader) -> No
         assert hopped.steps[0] == answer_in_hops(tiny_reader, opened, index, question, 1, 2).steps[0]
 
 
+def test_no_passage_is_read_twice(store: Path, tiny_reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, full = [], tiny_reader.model.full  # its own mode
+
+    def count(ids: Any, *more: Any) -> Any:
+        read.append(len(ids))
+        return full(ids, *more)
+
+    monkeypatch.setattr(tiny_reader.model, "full", count)
+    with Store.open(store) as opened:
+        question = "Who built the lighthouse of the harbour?"
+        steps = answer_in_hops(tiny_reader, opened, open_retriever(opened), question, 3, 2).steps
+    names = [name for step in steps for name in step.ids]
+    assert sum(read) == len(set(names)) < len(names)
+
+
 @pytest.mark.parametrize("strides", [[1], [2], [0, 3]])
 def test_guessed_hops_are_the_same_to_the_bit(store: Path, tiny_reader: Reader, fakes: Any, strides: list[int]) -> None:
     """The store's own index of words, the tiny readers, and a pace that guesses whether it pays or not."""
