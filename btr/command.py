@@ -13,6 +13,7 @@ from btr.errors import InputError
 
 CGROUP = Path("/sys/fs/cgroup")
 PRECISIONS = ("auto", "bfloat16", "float32")  # of a model; here, for btr.model.devices is too slow for --help
+INT8 = "int8"  # of a reader that answers: of the layers that are run for a question
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:
@@ -69,10 +70,18 @@ def add_threads(add: Callable[..., Any]) -> None:
     add("--threads", type=int, metavar="N", help=about)
 
 
-def add_computing(add: Callable[..., Any], of: str = "the reader", dtype: str = "float32") -> None:
-    """Add the options that say how, and where, a model computes."""
-    about = f"precision of {of}; auto: bfloat16 where the device multiplies it (default %(default)s)"
-    add("--dtype", choices=PRECISIONS, default=dtype, help=about)
+def add_computing(
+    add: Callable[..., Any], of: str = "the reader", dtype: str = "float32", *, answers: bool = False
+) -> None:
+    """Add the options that say how, and where, a model computes; `answers`: it answers questions, which int8 is for."""
+    about = f"precision of {of}; auto: bfloat16 where the device multiplies it"
+    about += "; int8: auto, with int8 weights from layer k+1 on" * answers
+    add(
+        "--dtype",
+        choices=(*PRECISIONS, INT8) if answers else PRECISIONS,
+        default=dtype,
+        help=f"{about} (default %(default)s)",
+    )
     about = f"where {of} computes: cpu, cuda, cuda:1, mps, or auto: the GPU, if there is one (default %(default)s)"
     add("--device", metavar="D", default="cpu", help=about)
 

@@ -22,9 +22,9 @@ from numpy.typing import ArrayLike, NDArray
 from btr.kernels.matrices import Attention, Matrix, Norm, plain
 
 __all__ = [
-    "Attention", "Matrix", "Norm", "backend", "cross_attend", "expand", "feed_forward", "hamming", "look_up",
-    "max_similarity", "multiply", "multiply_back", "nearest", "nearest_k", "pack", "scale_rows", "self_attend",
-    "unpack", "use",
+    "Attention", "Matrix", "Norm", "backend", "cross_attend", "dequantize_rows", "expand", "feed_forward", "hamming",
+    "look_up", "max_similarity", "multiply", "multiply_back", "nearest", "nearest_k", "pack", "quantize_rows",
+    "scale_rows", "self_attend", "unpack", "use",
 ]  # fmt: skip
 
 _MODULES = {"numba": "btr.kernels.jit", "numpy": "btr.kernels.reference"}
@@ -154,11 +154,37 @@ def scale_rows(
     Rounding and threads as in `look_up`.
     Raises ValueError unless values is writable, C-contiguous uint16 and the others are float32 of these shapes.
     """
-    rows = _patterns("values", values)
-    if rows.ndim != 2:
-        raise ValueError(f"values has shape {rows.shape}, expected (M, D): reshape it to one row per token")
+    rows = _pattern_rows(values)
     factors = [_floats("scale", scale, rows.shape[:1]), _floats("weight", weight, rows.shape[1:])]
     _kernels().scale_rows(rows, *factors, threads)
+
+
+def quantize_rows(values: NDArray[np.uint16], threads: int = 1) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Round rows of bfloat16 patterns (M, D) to codes uint8 (M, D), each in steps of its own, float32 (M,).
+
+    With top the greatest magnitude of a row, step = fl32(top / 127) and code = floor(value * fl32(127 / top) + 128.5),
+    1 to 255, 128 for 0; all of a row are 128 if top is below 2**-100, or infinite or no number: then step is NaN.
+    Threads as in `look_up`.
+    Raises ValueError unless values is writable, C-contiguous uint16 (M, D).
+    """
+    rows = _pattern_rows(values)
+    codes, step = np.empty(rows.shape, np.uint8), np.empty(len(rows), np.float32)
+    _kernels().quantize_rows(rows, codes, step, threads)
+    return codes, step
+
+
+def dequantize_rows(
+    values: NDArray[np.uint16], step: NDArray[np.float32], bias: NDArray[np.float32], threads: int = 1
+) -> None:
+    """Multiply bfloat16 patterns (M, D), in place, by step (M,), add bias (D,), and round.
+
+    Rounding and threads as in `look_up`.
+    Raises ValueError as `scale_rows`.
+    """
+    rows = _pattern_rows(values)
+    _kernels().dequantize_rows(
+        rows, _floats("step", step, rows.shape[:1]), _floats("bias", bias, rows.shape[1:]), threads
+    )
 
 
 def multiply(matrix: Matrix, x: NDArray[np.float32], threads: int = 1) -> NDArray[np.float32]:
@@ -314,6 +340,13 @@ def _patterns(name: str, array: NDArray[np.uint16]) -> NDArray[np.uint16]:
             f"{name} is {array.dtype}, {array.flags}, expected writable C-contiguous uint16: copy it to such"
         )
     return array
+
+
+def _pattern_rows(array: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    rows = _patterns("values", array)
+    if rows.ndim != 2:
+        raise ValueError(f"values has shape {rows.shape}, expected (M, D): reshape it to one row per token")
+    return rows
 
 
 def _groups(matrix: Matrix, groups: int) -> tuple[int, int]:

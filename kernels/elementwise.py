@@ -11,6 +11,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from btr.kernels.compiled import Array, bits_of, compiled, float_of, in_parallel, njit_, rounded
+from btr.kernels.reference import LEAST
 
 GRAIN = 2**14  # elements of a task of a parallel loop
 
@@ -68,6 +69,49 @@ def _scale_rows_tasks(values: Array, scale: Array, weight: Array) -> None:
         _scale_row(values[m], scale[m], weight)
 
 
+@compiled()
+def _quantize_row(values: Array, codes: Array) -> Any:
+    greatest = np.uint16(0)
+    for d in range(values.size):
+        greatest = max(greatest, np.uint16(values[d] & np.uint16(0x7FFF)))  # magnitudes are in the order of patterns
+    finite, top = greatest < np.uint16(0x7F80), _wide(greatest)
+    inverse = np.float32(127) / top if finite and top >= LEAST else np.float32(0)
+    for d in range(values.size):
+        scaled = _wide(values[d]) * inverse if finite else np.float32(0)
+        codes[d] = np.uint8(np.int32(scaled + np.float32(128.5)))
+    return top / np.float32(127) if finite else np.float32(np.nan)
+
+
+@compiled()
+def _dequantize_row(values: Array, step: Any, bias: Array) -> None:
+    for d in range(values.size):
+        values[d] = narrowed(_wide(values[d]) * step + bias[d])
+
+
+@compiled()
+def _quantize_rows(values: Array, codes: Array, step: Array) -> None:
+    for m in range(values.shape[0]):
+        step[m] = _quantize_row(values[m], codes[m])
+
+
+@compiled(parallel=True)
+def _quantize_rows_tasks(values: Array, codes: Array, step: Array) -> None:
+    for m in prange(values.shape[0]):
+        step[m] = _quantize_row(values[m], codes[m])
+
+
+@compiled()
+def _dequantize_rows(values: Array, step: Array, bias: Array) -> None:
+    for m in range(values.shape[0]):
+        _dequantize_row(values[m], step[m], bias)
+
+
+@compiled(parallel=True)
+def _dequantize_rows_tasks(values: Array, step: Array, bias: Array) -> None:
+    for m in prange(values.shape[0]):
+        _dequantize_row(values[m], step[m], bias)
+
+
 def _run(serial: Any, parallel: Any, threads: int, *arrays: NDArray[Any]) -> None:
     """Run on so many threads, or on this one while another parallel loop runs."""
     if not in_parallel(parallel, threads, *arrays):
@@ -89,3 +133,17 @@ def scale_rows(
 ) -> None:
     """Scale as `reference.scale_rows`."""
     _run(_scale_rows, _scale_rows_tasks, threads, values, scale, weight)
+
+
+def quantize_rows(
+    values: NDArray[np.uint16], codes: NDArray[np.uint8], step: NDArray[np.float32], threads: int
+) -> None:
+    """Quantize as `reference.quantize_rows`."""
+    _run(_quantize_rows, _quantize_rows_tasks, threads, values, codes, step)
+
+
+def dequantize_rows(
+    values: NDArray[np.uint16], step: NDArray[np.float32], bias: NDArray[np.float32], threads: int
+) -> None:
+    """Dequantize as `reference.dequantize_rows`."""
+    _run(_dequantize_rows, _dequantize_rows_tasks, threads, values, step, bias)

@@ -13,14 +13,15 @@ from numba import prange
 from numpy.typing import NDArray
 
 from btr.kernels.compiled import Array, bits_of, compiled, ctpop, in_parallel, njit_, rounded, usable_threads
-from btr.kernels.elementwise import look_up, scale_rows
+from btr.kernels.elementwise import dequantize_rows, look_up, quantize_rows, scale_rows
 from btr.kernels.late import max_similarity
 from btr.kernels.row import multiply, multiply_back
 from btr.kernels.sublayer import cross_attend, feed_forward, self_attend
 
 __all__ = [
-    "cross_attend", "expand", "expand_bfloat16", "feed_forward", "hamming", "look_up", "max_similarity", "multiply",
-    "multiply_back", "nearest", "nearest_k", "pack", "scale_rows", "self_attend", "unpack",
+    "cross_attend", "dequantize_rows", "expand", "expand_bfloat16", "feed_forward", "hamming", "look_up",
+    "max_similarity", "multiply", "multiply_back", "nearest", "nearest_k", "pack", "quantize_rows", "scale_rows",
+    "self_attend", "unpack",
 ]  # fmt: skip
 
 GRAIN = 64  # rows of a per task of a parallel loop

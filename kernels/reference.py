@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Row = NDArray[np.float32]
+LEAST = np.float32(2.0**-100)  # magnitude below which a row is quantized to zeros: 127 / top has to be finite
 
 
 def pack(signs: NDArray[Any]) -> NDArray[np.uint64]:
@@ -93,6 +94,26 @@ def scale_rows(
     """Multiply bfloat16 patterns (M, D) by scale (M,), round, multiply by weight (D,), and round again."""
     with np.errstate(all="ignore"):
         values[...] = narrow(widen(narrow(widen(values) * scale[:, None])) * weight)
+
+
+def quantize_rows(
+    values: NDArray[np.uint16], codes: NDArray[np.uint8], step: NDArray[np.float32], threads: int
+) -> None:
+    """Round rows of bfloat16 patterns (M, D) into codes (M, D), and the steps of each row into step (M,)."""
+    wide = widen(values)
+    top = np.abs(wide).max(1, initial=0)  # NaN if one is
+    with np.errstate(all="ignore"):
+        step[...] = np.where(np.isfinite(top), top / np.float32(127), np.float32(np.nan))
+        inverse = np.where(np.isfinite(top) & (top >= LEAST), np.float32(127) / top, np.float32(0))
+        codes[...] = np.nan_to_num(wide * inverse[:, None] + np.float32(128.5), nan=128)
+
+
+def dequantize_rows(
+    values: NDArray[np.uint16], step: NDArray[np.float32], bias: NDArray[np.float32], threads: int
+) -> None:
+    """Multiply bfloat16 patterns (M, D) by step (M,), add bias (D,), and round."""
+    with np.errstate(all="ignore"):
+        values[...] = narrow(widen(values) * step[:, None] + bias)
 
 
 def multiply(matrix: Any, x: NDArray[np.float32], out: NDArray[np.float32], threads: int) -> None:

@@ -68,6 +68,8 @@ def load_student(options: argparse.Namespace) -> tuple[Model, Tokenizer]:
     folder = resolve(options.reader)
     loaded, tokenizer = load_reader(folder, torch.float32, None, new_head=True), load_tokenizer(folder)
     overrides: dict[str, Any] = {"k": options.k, "calibration": options.calibration, "bits": options.bits}
+    if options.calibration not in (None, "predictive") and options.bits is None:
+        overrides["bits"] = 0  # and not those of a predictive reader
     if options.unread is not None:
         overrides["unread"] = token_ids(tokenizer, options.unread.split())
     if not (folder / "btr_config.json").exists():

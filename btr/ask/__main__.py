@@ -47,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--hops", type=int, default=1, metavar="H", help=about)
     add("--mode", choices=MODES, default="binary", help="how passages are read (default %(default)s)")
     add("--reader", metavar="R", help="folder or hub id of the reader; default: the store's own")
-    add_computing(add)
+    add_computing(add, answers=True)
     add_threads(add)
     add("--retriever", choices=KINDS, help="what finds the passages; default: what the store is searched with")
     add("--cache", metavar="DIR", help="where stores of documents are kept; default: the user's cache")

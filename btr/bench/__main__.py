@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from btr import __version__
+from btr.bench import flatness
 from btr.bench import kernels as kernel_bench
 from btr.bench.baselines import OTHERS, TRANSFORMERS, possible
 from btr.bench.contenders import SPLIT, contenders, make_texts, random_reader, store_of
@@ -34,7 +35,7 @@ from btr.storage import Encoded, Store
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")  # of a CPU, that speeds depend on
 PHASES = ("tokenize", "load", "expand", "look", "encode", "merge", "decode")
 NAMES = (TRANSFORMERS, *MODES, "pruned", "reread", "merged")
-ROUNDED = ("int8", "pruned-int8")  # rows that are only there if they are asked for, as OTHERS are
+ROUNDED = ("int8", "pruned-int8", "int8-decoder")  # rows that are only there if they are asked for, as OTHERS are
 ON_CPU = (*ROUNDED, "onnx", "onnx-int8")
 
 
@@ -52,9 +53,9 @@ def parser() -> argparse.ArgumentParser:
     add("--split", type=int, metavar="K", help="lower layers run apart (default: those of the shape)")
     about = "predictive signs kept of a token; 0: as many as the shape keeps (default %(default)s)"
     add("--bits", type=int, default=0, help=about)
-    about = "which of them, with commas; int8 and pruned-int8: of a T5 whose decoder is rounded; eager, compile: of "
-    about += "transformers; onnx, onnx-int8: ONNX Runtime, float32 and int8, of a T5 the encoder alone: "
-    about += "needs the extra bench (default %(default)s)"
+    about = "which of them, with commas; int8 and pruned-int8: with int8 weights from layer k+1 on; int8-decoder: in a "
+    about += "T5's decoder alone; eager, compile: of transformers; onnx, onnx-int8: ONNX Runtime, float32 and int8, of "
+    about += "a T5 the encoder alone: needs the extra bench (default %(default)s)"
     add("--only", type=lambda text: text.split(","), default=",".join(NAMES), help=about)
     about = "passages that the row 'pruned' reads to the end; 0: no such row (default %(default)s)"
     add("--prune", type=int, default=4, help=about)
@@ -65,6 +66,8 @@ def parser() -> argparse.ArgumentParser:
     add("--merge-bits", type=float, default=0.0, help=about)
     about = "time the kernels instead, of a width, beside what does the same and the roof that they are held against"
     add("--kernels", type=int, nargs="*", metavar="D", help=about)
+    about = "time N questions instead, in mode binary, each over passages never read together before"
+    add("--combinations", type=int, metavar="N", help=about)
     add = main.add_argument_group("of what size").add_argument
     about = "how many, or several such numbers: 5,10,20,40,100 (default 40)"
     add("--passages", type=numbers, default=[40], help=about)
@@ -149,6 +152,21 @@ def kernel_figures(options: argparse.Namespace) -> dict[str, Any]:
         )
     rows = [row for width in options.kernels or (768, 384) for row in kernel_bench.measure(width, options.runs)]
     return {"rows": rows, "runs": options.runs, **machine()}
+
+
+def flat_figures(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Time questions over ever new combinations of passages."""
+    if options.plot or options.memory or len(options.passages) > 1:
+        raise InputError("--combinations makes a table alone, of one number of passages; leave --plot and --memory out")
+    device = choose_device(options.device)
+    options.dtype = choose_dtype(options.dtype, device)
+    reader = random_reader(options.shape, DTYPES[options.dtype], options.split, options.bits, device)
+    rows = flatness.measure(reader, folder, options)
+    return {
+        "reader": reader.name, "passages": options.passages[0], "rows": rows, "dtype": options.dtype,
+        "device": name_of(device), "row_tokens": options.question_tokens + options.passage_tokens, **machine(),
+        "command": shlex.join(["python", "-m", "btr.bench", *options.words]),
+    }  # fmt: skip
 
 
 def name_of(device: torch.device) -> str:
@@ -268,6 +286,10 @@ def main(argv: list[str] | None = None) -> int:
             show(rates, options.json, kernel_bench.table(rates["rows"]))
             return 0
         with tempfile.TemporaryDirectory() as folder:
+            if options.combinations is not None:
+                flat = flat_figures(options, Path(folder))
+                show(flat, options.json, flatness.table(flat["rows"]))
+                return 0
             figures = measure(options, Path(folder))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -152,12 +152,16 @@ def contenders(
     if reader.prunes and options.prune:
         found["pruned"] = partial(ours, "binary", None, options.prune)
         found["reread"] = partial(ours, "full", None, options.prune)
-    if reader.family == "generative" and {"int8", "pruned-int8"} & set(names):
-        rounded = Reader(reader.model, reader.tokenizer, reader.name)
-        rounded.round_decoder()
+    if {"int8", "pruned-int8"} & set(names):
+        rounded = Reader.from_pretrained(folder / "reader", dtype=options.dtype)
+        rounded.round_weights()
         found["int8"] = partial(ours, "binary", reader=rounded)
         if options.prune:
             found["pruned-int8"] = partial(ours, "binary", None, options.prune, rounded)
+    if reader.family == "generative" and "int8-decoder" in names:
+        decoding = Reader(reader.model, reader.tokenizer, reader.name)
+        decoding.round_decoder()
+        found["int8-decoder"] = partial(ours, "binary", reader=decoding)
     if merge is not None:
         found["merged"] = partial(ours, "binary", merge)
     device = choose_device(options.device)

@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     about = "write the answers with the decoder rounded to int8, but for those of --against-reader"
     add("--round-decoder", action="store_true", help=about)
     add("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (default %(default)s)")
-    add_computing(add)
+    add_computing(add, answers=True)
     add_threads(add)
     add = main.add_argument_group("what comes of it").add_argument
     about = "mode to compare with; default: full, if it is evaluated, else with --prune 0,N the first"

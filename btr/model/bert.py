@@ -24,6 +24,14 @@ from btr.model.config import BertConfig, MPNetConfig
 from btr.model.merge import Schedule, Tokens, merge
 
 
+class Stacked(nn.Linear):
+    """Linear maps of the same inputs, one after the other."""
+
+    def part(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Map (..., inputs) to the outputs from `start` to `stop` alone."""
+        return F.linear(x, self.weight[start:stop], self.bias[start:stop])
+
+
 class Layer(nn.Module):
     """Self-attention and feed-forward, each added to its input and then normalised."""
 
@@ -31,7 +39,7 @@ class Layer(nn.Module):
         super().__init__()
         D = config.hidden_size
         self.heads = config.num_attention_heads
-        self.qkv = nn.Linear(D, 3 * D)
+        self.qkv = Stacked(D, 3 * D)
         self.out = nn.Linear(D, D)
         self.attention_norm = nn.LayerNorm(D, config.layer_norm_eps)
         self.wi = nn.Linear(D, config.intermediate_size)
@@ -61,9 +69,8 @@ class Layer(nn.Module):
     def attend_first(self, hidden: Tensor, mask: Tensor | None, first: int) -> Tensor:
         """Return what the heads gather from all tokens (R, T, D) for the `first` ones, (R, first, D)."""
         R, T, D = hidden.shape
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = F.linear(hidden[:, :first], weight[:D], bias[:D]).view(R, first, self.heads, D // self.heads)
-        k, v = F.linear(hidden, weight[D:], bias[D:]).view(R, T, 2, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        q = self.qkv.part(hidden[:, :first], 0, D).view(R, first, self.heads, D // self.heads)
+        k, v = self.qkv.part(hidden, D, 3 * D).view(R, T, 2, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         mask = None if mask is None else mask[:, :, :first]
         attended = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, mask)
         return attended.transpose(1, 2).reshape(R, first, D)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from btr.command import PRECISIONS, cores
+from btr.command import INT8, PRECISIONS, cores
 from btr.errors import InputError
 from btr.progress import say
 
@@ -13,6 +13,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAID = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}  # variables that say how many threads torch takes
 PROCESSOR = Path("/proc/cpuinfo")
 MULTIPLIES = {"avx512_bf16", "amx_bf16"}  # what a processor that multiplies bfloat16 says of itself
+MULTIPLIES_INT8 = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
 def choose_device(asked: str | torch.device = "cpu") -> torch.device:
@@ -45,10 +46,12 @@ def choose_dtype(asked: str, device: torch.device) -> str:
     It is never float16, in which T5 overflows.
 
     Raises:
-        InputError: there is no such precision.
+        InputError: there is no such precision, or int8 is asked for where nothing multiplies it.
     """
-    if asked not in PRECISIONS:
-        raise InputError(f"dtype is {asked!r}; use {', '.join(DTYPES)} or auto (T5 overflows in float16)")
+    if asked not in (*PRECISIONS, INT8):
+        raise InputError(f"dtype is {asked!r}; use {', '.join(DTYPES)}, int8 or auto (T5 overflows in float16)")
+    if asked == INT8 and not multiplies_int8(device):
+        raise InputError(f"dtype is int8, which the {device.type} here has no instructions for (VNNI, AMX); use auto")
     if asked != "auto":
         return asked
     return "bfloat16" if multiplies_bfloat16(device) else "float32"
@@ -91,6 +94,12 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and bool(MULTIPLIES & set(processor_says("flags").split()))
+
+
+def multiplies_int8(device: torch.device) -> bool:
+    """Tell whether a device has instructions that multiply int8, and torch what uses them."""
+    known = MULTIPLIES_INT8 & set(processor_says("flags").split())
+    return device.type == "cpu" and bool(known) and torch.backends.mkldnn.is_available()
 
 
 def processor_says(what: str) -> str:

@@ -14,19 +14,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from btr import kernels
 from btr.kernels import Matrix, Norm
 from btr.model.elementwise import gelu_table, patterns
 from btr.model.memory import LayerMemory
-from btr.model.t5 import T5, Attention, DecoderLayer, Linear, RMSNorm
+from btr.model.t5 import T5, Attention, DecoderLayer, RMSNorm
 
 Vector = NDArray[np.float32]
 FEW = 2048  # tokens of a memory that is projected to keys and values
 
 
-def rounded(linear: Linear) -> Matrix:
+def rounded(linear: nn.Linear) -> Matrix:
     """Round a matrix to int8, each of its rows in steps of its own: a 127th of the greatest value in it."""
     weight = linear.weight.detach().float()
     step = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)

@@ -17,33 +17,28 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from btr import kernels
+from btr.command import INT8
 from btr.errors import InputError
 from btr.model import layout
 from btr.model.bert_fid import BertFiD
 from btr.model.binarize import round_scale
 from btr.model.checkpoint import digest, save_reader
 from btr.model.config import Mode, ReaderConfig
+from btr.model.devices import choose_dtype
 from btr.model.fid import FiD
 from btr.model.int8_decoding import Matrices
+from btr.model.int8_encoding import round_joint
 from btr.model.kinds import Model
 from btr.model.layout import Halves, MergedRows, in_batches, length_batches, pad, pruning_features, steady
 from btr.model.merge import Preset, Schedule
 from btr.reader import refusals
 from btr.reader.answer import Answer, Listener, Memory, Stopwatch
 from btr.reader.expansion import known, read_later, rebuilt
-from btr.reader.extractive import Extractive
-from btr.reader.generative import BertGenerative, Generative
+from btr.reader.generative import Generative
 from btr.reader.kept import NOTHING, KeptRows
-from btr.reader.loading import load
+from btr.reader.loading import load, text_of
 from btr.reader.passages import PassageText, titled
 from btr.storage.encoded import Encoded
-
-
-def text_of(model: Model, tokenizer: Tokenizer) -> Generative | Extractive:
-    """Return how a model takes text in and gives answers out."""
-    if isinstance(model, BertFiD):
-        return BertGenerative(model, tokenizer)
-    return Generative(model, tokenizer) if isinstance(model, FiD) else Extractive(model, tokenizer)
 
 
 class Reader:
@@ -73,33 +68,37 @@ class Reader:
         A plain Hugging Face T5 answers in `full` mode, and with k in the others too (then `calibrate` it, or the signs
         have the paper's mean 0 and magnitude 1).
 
-        dtype: float32, bfloat16, or auto: bfloat16 where the device multiplies it. device: cpu, cuda, cuda:1, mps, or
-        auto: the accelerator that is here, if there is one.
+        dtype: float32, bfloat16, auto: bfloat16 where the device multiplies it, or int8: auto, then `round_weights`.
+        device: cpu, cuda, cuda:1, mps, or auto: the accelerator that is here, if there is one.
 
         Raises:
-            InputError: missing or damaged files, a model that is not T5, another dtype, a device that is not here, or a
-                wrong k.
+            InputError: missing or damaged files, an unknown model, a dtype or device not to be had here, a wrong k.
         """
-        model, tokenizer = load(path_or_id, k, dtype, device)
-        return cls(model, tokenizer, str(path_or_id or "default"))
+        reader = cls(*load(path_or_id, k, dtype, device), str(path_or_id or "default"))
+        if dtype == INT8:
+            reader.round_weights()
+        return reader
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the reader as a folder that `from_pretrained`, and transformers as a plain T5, can read."""
+        """Write the reader, unrounded, as a folder that `from_pretrained`, and transformers, can read."""
         save_reader(self.model, self.tokenizer, Path(folder))
 
-    def round_decoder(self) -> None:
-        """Write single answers with the decoder's weights rounded to int8: sooner, and not quite the same.
+    def round_weights(self) -> None:
+        """Answer with int8 weights: layers k+1..n, and `round_decoder` if there is one. What a store keeps stays.
 
         Raises:
-            InputError: a span reader, which has no decoder; or one that is not on the CPU, as the kernels are.
+            InputError: the device, or this CPU, does not multiply int8.
         """
-        if not isinstance(self._text, Generative):
-            raise InputError("a span reader has no decoder to round; leave that out")
-        if self.device.type != "cpu":
-            raise InputError(
-                f"a decoder is rounded for the CPU, this one is on {self.device}; leave that out, or device"
-            )
-        self._text.rounded = Matrices.of(self._text.t5)
+        choose_dtype(INT8, self.device)
+        round_joint(self.model)
+        if self.family == "generative":
+            self.round_decoder()
+
+    def round_decoder(self) -> None:
+        """Write single answers with int8 weights in the decoder alone; raises InputError without one, or on a GPU."""
+        refusals.check_decoder(self.family, self.device)
+        if isinstance(self._text, Generative):
+            self._text.rounded = Matrices.of(self._text.t5)
 
     @property
     def device(self) -> torch.device:

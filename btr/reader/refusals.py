@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence, Sized
 
+import torch
+
 from btr.errors import InputError
 from btr.model.config import MODES, Mode, ReaderConfig
 from btr.model.kinds import Model
@@ -44,6 +46,14 @@ def check_merge(merge: Schedule, none: Schedule, mode: Mode) -> None:
     if mode == "full" or (merge.bits and mode != "binary"):
         needed = "mode 'binary'" if merge.bits else "mode 'float' or 'binary'"
         raise InputError(f"mode {mode!r} cannot merge by this schedule, which needs {needed}; leave it out")
+
+
+def check_decoder(family: str, device: torch.device) -> None:
+    """Raise InputError where there is no decoder to round, or its kernels do not run."""
+    if family == "extractive":
+        raise InputError("a span reader has no decoder to round; leave that out")
+    if device.type != "cpu":
+        raise InputError(f"a decoder is rounded for the CPU, this one is on {device}; leave that out, or device")
 
 
 def check_threshold(no_answer_above: float | None) -> float | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from btr.command import INT8
 from btr.errors import InputError
 from btr.model.devices import settle
 from btr.reader import Reader
@@ -74,6 +75,8 @@ def load(settings: Settings) -> Service:
         raise InputError(
             f"store {settings.store} was built by reader {name}, not to be loaded ({error}); {cure}"
         ) from error
+    if settings.dtype == INT8:
+        reader.round_weights()  # loaded as int8 it is already, but not with --editable
     settings = settings.model_copy(update={"reader": name})
     opened = OpenStore.open(settings.store, reader, name or "")
     model = Path(name).resolve().name if name and Path(name).is_dir() else reader.name
@@ -87,7 +90,7 @@ def load(settings: Settings) -> Service:
 
 def precision(settings: Settings, manifest: Manifest) -> str:
     """Return in which precision to read: passages that are put into a store are encoded as the others in it."""
-    if settings.editable and settings.dtype == "auto":
+    if settings.editable and settings.dtype in ("auto", INT8):
         return str(manifest.options.get("dtype") or "float32")
     return settings.dtype
 

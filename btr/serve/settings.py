@@ -16,7 +16,7 @@ from btr.model.config import MODES, Mode
 from btr.serve.faults import shown, wanted
 
 DEFAULT_STORE = "corpus.btr"
-DType = Literal["auto", "bfloat16", "float32"]
+DType = Literal["auto", "bfloat16", "float32", "int8"]
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Home = BeforeValidator(
@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     dtype: DType = Field(
         "auto",
         description="precision of the reader; auto: bfloat16 where the device multiplies it, else float32; with "
-        "--editable, that of the store",
+        "--editable, that of the store; int8: so, with int8 weights from layer k+1 on, sooner and not quite the same",
     )
     device: str = Field(
         "cpu", description="where the reader computes: cpu, cuda, cuda:1, mps, or auto: the GPU, if there is one"

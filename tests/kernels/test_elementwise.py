@@ -66,6 +66,8 @@ def test_wrong_arrays_are_refused() -> None:
             kernels.look_up(wrong, table)
         with pytest.raises(ValueError, match="expected writable C-contiguous uint16"):
             kernels.scale_rows(wrong, ones, ones)
+        with pytest.raises(ValueError, match="expected writable C-contiguous uint16"):
+            kernels.quantize_rows(wrong)
     with pytest.raises(ValueError, match=r"expected float32 \(65536,\)"):
         kernels.look_up(good, table[1:])
     with pytest.raises(ValueError, match="values has 16 elements, factors 4"):
@@ -74,3 +76,36 @@ def test_wrong_arrays_are_refused() -> None:
         kernels.scale_rows(good[0], ones, ones)
     with pytest.raises(ValueError, match=r"scale has shape \(3,\), expected \(4,\)"):
         kernels.scale_rows(good, ones[:3], ones)
+    with pytest.raises(ValueError, match=r"bias has shape \(3,\), expected \(4,\)"):
+        kernels.dequantize_rows(good, ones, ones[:3])
+    with pytest.raises(ValueError, match=r"expected \(M, D\)"):
+        kernels.quantize_rows(good[0])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_are_quantized_in_steps_of_their_own(back_end: str, threads: int) -> None:
+    patterns = np.random.default_rng(4).permutation(EVERY).reshape(512, 128)
+    patterns[100] = 0
+    patterns[101] = patterns[101] & 0x80FF  # magnitudes below 2**-100
+    patterns[102:300] &= 0xBFFF  # finite ones
+    patterns[300] = 0x3F80
+    codes, step = kernels.quantize_rows(patterns.copy(), threads)
+    wide = floats(patterns).float()
+    finite = wide.isfinite().all(1)
+    assert 198 <= int(finite.sum()) < 512
+    rows, top = wide[finite], wide[finite].abs().amax(1)
+    inverse = torch.where(top >= 2.0**-100, 127 / top, 0)
+    assert np.array_equal(codes[finite], (rows * inverse[:, None] + 128.5).floor().to(torch.uint8))
+    assert np.array_equal(step[finite], (top / 127).numpy())
+    assert np.isnan(step[~finite.numpy()]).all() and (codes[~finite.numpy()] == 128).all()
+    assert (codes[100:102] == 128).all() and step[100] == 0 and (codes[300] == 255).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_are_dequantized_with_one_rounding(back_end: str, threads: int) -> None:
+    values = EVERY.reshape(512, 128).copy()
+    rng = np.random.default_rng(5)
+    step, bias = (rng.normal(0, 1, n).astype(np.float32) for n in (512, 128))
+    expected = floats(values.copy()).float() * torch.from_numpy(step)[:, None] + torch.from_numpy(bias)
+    kernels.dequantize_rows(values, step, bias, threads)
+    assert same(values, expected.bfloat16())

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from btr.bench import __main__ as bench
-from btr.bench import baselines, contenders
+from btr.bench import baselines, contenders, flatness
 from btr.bench import kernels as kernel_bench
 from btr.bench.__main__ import main
 from btr.model.config import T5_SHAPES, BertConfig, MPNetConfig
-from btr.model.devices import choose_device, choose_dtype
+from btr.model.devices import choose_device, choose_dtype, multiplies_int8
 from btr.model.span_head import SpanReader
+from btr.reader import Reader
 
 SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -236,3 +237,33 @@ def test_kernels_have_a_table_of_their_own(capsys: pytest.CaptureFixture[str]) -
     assert "hamming, all pairs" in capsys.readouterr().out
     assert main(["--kernels", "4"]) == 2
     assert "use widths of 8 or more" in capsys.readouterr().err
+
+
+def test_new_combinations_stand_beside_one_read_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(flatness, "POOL", 12)
+    read: list[tuple[str, ...]] = []
+    answer = Reader.answer
+    monkeypatch.setattr(Reader, "answer", lambda self, question, encoded, *rest: (
+        read.append(tuple(encoded.ids)), answer(self, question, encoded, *rest))[1])  # fmt: skip
+    assert main([*SIZES, "--passages", "3", "--combinations", "60", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["questions"] for row in rows] == list(range(6, 61, 6))
+    assert all(row["new"] > 0 and row["again"] > 0 for row in rows)
+    again = read.count(read[0])
+    assert again == 5 + 12 and len(read) == again + 60 and len(set(read)) == 61
+    assert flatness.table(rows).count("\n") == 10
+    for wrong in (["--combinations", "9"], ["--combinations", "60", "--passages", "13"]):
+        assert main([*SIZES, "--passages", "3", *wrong]) == 2
+        assert "use 50 or more, and at most 12 passages" in capsys.readouterr().err
+    assert main([*SIZES, "--combinations", "60", "--passages", "2,3"]) == 2
+    assert "of one number of passages" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not multiplies_int8(torch.device("cpu")), reason="this CPU has no instructions that multiply int8")
+@pytest.mark.parametrize("shape", ["base", "minilm"])
+def test_int8_has_rows_of_its_own(shape: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["binary", "int8", "pruned-int8", "int8-decoder"]
+    rows = figures_of(capsys, "--shape", shape, "--passages", "2", "--prune", "1", "--only", ",".join(names))
+    assert set(rows["sizes"][0]["rows"]) == set(names[: 3 + (shape == "base")])

@@ -90,5 +90,16 @@ def test_auto_on_a_gpu_is_what_it_multiplies(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_precision_that_is_named_is_kept() -> None:
     assert [choose_dtype(name, CPU) for name in devices.DTYPES] == list(devices.DTYPES)
-    with pytest.raises(InputError, match="dtype is 'float16'; use float32, bfloat16 or auto"):
+    with pytest.raises(InputError, match="dtype is 'float16'; use float32, bfloat16, int8 or auto"):
         choose_dtype("float16", CPU)
+
+
+def test_int8_is_for_processors_that_multiply_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(devices, "PROCESSOR", tmp_path / "cpuinfo")
+    for flags, able in (("avx512_vnni", True), ("avx_vnni", True), ("amx_int8", True), ("avx512f", False)):
+        (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags}\n")
+        assert devices.multiplies_int8(CPU) == (able and torch.backends.mkldnn.is_available())
+    with pytest.raises(InputError, match=r"dtype is int8, which the cpu here has no instructions for \(VNNI, AMX\)"):
+        choose_dtype("int8", CPU)
+    with pytest.raises(InputError, match="dtype is int8, which the cuda here has no instructions for"):
+        choose_dtype("int8", CUDA)

@@ -16,6 +16,8 @@ import torch
 import btr.serve
 from btr.corpus import Passage
 from btr.model.config import MODES
+from btr.model.devices import DTYPES, choose_dtype, multiplies_int8
+from btr.model.int8_encoding import Int8Linear
 from btr.precompute import __main__ as precompute
 from btr.reader import Reader
 from btr.serve import AnswerRequest, Service, Settings, load, main, serve
@@ -218,6 +220,19 @@ def test_signal_stops_the_server_cleanly(folder: Path, name: str) -> None:
     log = [entry for line in err.splitlines() if (entry := json.loads(line))["event"] != "warm"]
     assert (process.returncode, out, [entry["event"] for entry in log]) == (0, "", ["request", "draining"])
     assert (log[0]["route"], log[0]["status"], len(log[0]["request_id"])) == ("/health", 200, 32)
+
+
+@pytest.mark.skipif(not multiplies_int8(torch.device("cpu")), reason="this CPU has no instructions that multiply int8")
+@pytest.mark.parametrize("editable", [False, True])
+def test_service_reads_in_int8(folder: Path, editable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that edits encodes passages in the precision of the store all the same."""
+    monkeypatch.delenv("BTR_DTYPE")
+    service = load(Settings(store=folder / "whole", reader=str(folder / "1.1"), dtype="int8", editable=editable))
+    assert any(isinstance(part, Int8Linear) for part in service.reader.model.modules())
+    wanted = torch.float32 if editable else DTYPES[choose_dtype("auto", torch.device("cpu"))]
+    assert service.reader.model.dtype is wanted
+    [reply] = service.answer([AnswerRequest(question="Who built the lighthouse?")])
+    assert isinstance(reply, AnswerResponse)
 
 
 def test_service_reads_in_bfloat16_where_the_processor_multiplies_it(
