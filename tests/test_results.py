@@ -16,7 +16,7 @@ GROUPS = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in so
 RUNS = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("runs/*.json"))}
 KEYS = "title setting machine versions date commit command n interval notes tables rows"
 RUN_KEYS = "reader k sizes questions row_tokens new_tokens dtype runs merge machine cores threads torch btr commit"
-NEWER_KEYS = "python transformers onnxruntime command"  # of runs since `btr bench --json FILE`
+NEWER_KEYS = "python transformers onnxruntime device command"  # of runs since `btr bench --json FILE`
 
 
 @pytest.fixture

@@ -53,6 +53,14 @@ def test_split_and_calibration_can_be_changed(saved: Path) -> None:
     assert (paper.config.k, paper.config.calibration) == (2, "paper") and not paper.binarizer.mean.requires_grad
 
 
+def test_bits_are_a_predictive_readers_alone(saved: Path, tokenizer: Tokenizer) -> None:
+    few = student("--reader", str(saved), "--calibration", "predictive", "--bits", "8")
+    save_reader(few, tokenizer, saved.parent / "few")
+    assert student("--reader", str(saved.parent / "few")).config.bits == 8
+    all_signs = student("--reader", str(saved.parent / "few"), "--calibration", "channel")
+    assert all_signs.config.bits == 0 and all_signs.binarizer.bits == all_signs.width
+
+
 def test_new_t5_has_the_vocabulary_of_its_tokenizer(tokenizer_file: Path) -> None:
     fresh = student("--shape", "tiny", "--tokenizer", str(tokenizer_file))
     assert isinstance(fresh, FiD)
