@@ -344,9 +344,9 @@ def test_split_that_contradicts_the_folder_is_refused(saved: Path, k: int) -> No
     assert Reader.from_pretrained(saved, k=2).config.k == 2
 
 
-@pytest.mark.parametrize("dtype", ["float16", "half", "int8"])
+@pytest.mark.parametrize("dtype", ["float16", "half", "int4"])
 def test_other_precisions_are_refused(saved: Path, dtype: str) -> None:
-    with pytest.raises(InputError, match=rf"dtype is '{dtype}'; use float32, bfloat16 or auto \(T5"):
+    with pytest.raises(InputError, match=rf"dtype is '{dtype}'; use float32, bfloat16, int8 or auto \(T5"):
         Reader.from_pretrained(saved, dtype=dtype)
 
 
