@@ -83,23 +83,25 @@ for _name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run in which tests were skipped, where NO_SKIPS is set: the gate installs all that they need but a GPU."""
+    """Fail a run in which tests were skipped, where NO_SKIPS is set: the gate has all they need but hardware."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     stats = getattr(reporter, "stats", {})  # a worker of pytest-xdist has no reporter
-    skipped = [one for one in stats.get("skipped", ()) if "cuda" not in getattr(one, "keywords", ())]
+    skipped = [one for one in stats.get("skipped", ()) if not {"cuda", "int8"} & set(getattr(one, "keywords", ()))]
     if os.environ.get("NO_SKIPS") and skipped and not session.exitstatus:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         reporter.write_line("NO_SKIPS is set, and tests were skipped (reasons: pytest -rs)", red=True)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what is marked `cuda` where there is none."""
+    """Skip what is marked `cuda` or `int8` where there is none."""
     if item.get_closest_marker("cuda") and not pytest.importorskip("torch").cuda.is_available():
         pytest.skip("torch sees no CUDA device here")
+    devices = pytest.importorskip("btr.model.devices") if item.get_closest_marker("int8") else None
+    if devices and not devices.multiplies_int8(devices.torch.device("cpu")):
+        pytest.skip("this CPU has no instructions that multiply int8")
 
 
 # Fixtures shared by more than one room, made once for all tests: whoever wants to change one takes a deep copy.
-
 # Shape of T5: seed. 1.0 has ReLU, its head tied to the embedding, its output scaled; 1.1 a gate, a head of its own, no
 # scaling. With these seeds some answers end by themselves and some do not, and they are not all alike.
 SHAPES = {"1.0": 5, "1.1": 1}
@@ -154,8 +156,7 @@ def tiny_tokenizer() -> "Tokenizer":
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<pad>", "</s>", "<unk>"], show_progress=False)
     tokenizer.train_from_iterator([f"question: title: {title} context: {text}" for title, text in TEXTS], trainer)
     return tokenizer
 
@@ -232,9 +233,8 @@ def tiny_bert() -> "BertForQuestionAnswering":
 def make_wordpiece() -> "Callable[[Iterable[str], int], Tokenizer]":
     """Make a lower-cased WordPiece tokenizer of texts, of a number of pieces, that adds nothing to them.
 
-    It is the same one in every process. (Training one is not: tokenizers counts pairs in hash maps seeded by the
-    process, and ties fall by their order.) Letters come first, then what saves most pieces: the number of places,
-    times letters beyond the first.
+    It is the same one in every process, as a trained one is not, whose ties fall by the order of hash maps. Letters
+    come first, then what saves most pieces: the number of places, times letters beyond the first.
     """
     import json
 

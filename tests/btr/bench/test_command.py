@@ -13,7 +13,7 @@ from btr.bench import baselines, contenders, flatness
 from btr.bench import kernels as kernel_bench
 from btr.bench.__main__ import main
 from btr.model.config import T5_SHAPES, BertConfig, MPNetConfig
-from btr.model.devices import choose_device, choose_dtype, multiplies_int8
+from btr.model.devices import choose_device, choose_dtype
 from btr.model.span_head import SpanReader
 from btr.reader import Reader
 
@@ -261,7 +261,7 @@ def test_new_combinations_stand_beside_one_read_again(
     assert "of one number of passages" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not multiplies_int8(torch.device("cpu")), reason="this CPU has no instructions that multiply int8")
+@pytest.mark.int8
 @pytest.mark.parametrize("shape", ["base", "minilm"])
 def test_int8_has_rows_of_its_own(shape: str, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["binary", "int8", "pruned-int8", "int8-decoder"]

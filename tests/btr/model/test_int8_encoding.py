@@ -10,14 +10,11 @@ from torch import nn
 from btr.corpus import Passage
 from btr.model.bert import Stacked
 from btr.model.config import MODES
-from btr.model.devices import multiplies_int8
 from btr.model.fid import FiD
 from btr.model.int8_encoding import Int8Linear, dequantize, quantize
 from btr.reader import Reader
 
-pytestmark = pytest.mark.skipif(
-    not multiplies_int8(torch.device("cpu")), reason="this CPU has no instructions that multiply int8"
-)
+pytestmark = pytest.mark.int8
 
 
 @pytest.mark.parametrize("bias", [True, False])

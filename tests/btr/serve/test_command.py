@@ -16,7 +16,7 @@ import torch
 import btr.serve
 from btr.corpus import Passage
 from btr.model.config import MODES
-from btr.model.devices import DTYPES, choose_dtype, multiplies_int8
+from btr.model.devices import DTYPES, choose_dtype
 from btr.model.int8_encoding import Int8Linear
 from btr.precompute import __main__ as precompute
 from btr.reader import Reader
@@ -222,7 +222,7 @@ def test_signal_stops_the_server_cleanly(folder: Path, name: str) -> None:
     assert (log[0]["route"], log[0]["status"], len(log[0]["request_id"])) == ("/health", 200, 32)
 
 
-@pytest.mark.skipif(not multiplies_int8(torch.device("cpu")), reason="this CPU has no instructions that multiply int8")
+@pytest.mark.int8
 @pytest.mark.parametrize("editable", [False, True])
 def test_service_reads_in_int8(folder: Path, editable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that edits encodes passages in the precision of the store all the same."""
