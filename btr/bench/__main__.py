@@ -94,17 +94,25 @@ def numbers(text: str) -> list[int]:
     return found
 
 
+def settle(options: argparse.Namespace) -> torch.device:
+    """Return where to compute; what `--dtype auto` comes to there is put in its place.
+
+    Raises:
+        InputError: a size below what there can be, or as `choose_device` and `choose_dtype`.
+    """
+    check_least(options, 1, "questions", "passage_tokens", "question_tokens", "new_tokens", "runs", "split")
+    check_least(options, 0, "prune", "bits")
+    device = choose_device(options.device)
+    options.dtype = choose_dtype(options.dtype, device)
+    return device
+
+
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time all that was asked for, at each number of passages."""
-    check_least(options, 1, "questions", "passage_tokens", "question_tokens", "new_tokens", "runs")
-    check_least(options, 0, "prune", "bits")
-    if options.split is not None:
-        check_least(options, 1, "split")
     unknown = sorted(set(options.only) - set(NAMES) - set(ROUNDED) - set(OTHERS))
     if unknown:
         raise InputError(f"--only {','.join(unknown)}: not known; choose of {', '.join((*NAMES, *ROUNDED, *OTHERS))}")
-    device = choose_device(options.device)
-    options.dtype = choose_dtype(options.dtype, device)
+    device = settle(options)
     if device.type != "cpu" and (
         ours := [name for name in options.only if name in ON_CPU] + ["--memory"] * options.memory
     ):
@@ -158,8 +166,7 @@ def flat_figures(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time questions over ever new combinations of passages."""
     if options.plot or options.memory or len(options.passages) > 1:
         raise InputError("--combinations makes a table alone, of one number of passages; leave --plot and --memory out")
-    device = choose_device(options.device)
-    options.dtype = choose_dtype(options.dtype, device)
+    device = settle(options)
     reader = random_reader(options.shape, DTYPES[options.dtype], options.split, options.bits, device)
     rows = flatness.measure(reader, folder, options)
     return {
@@ -263,12 +270,8 @@ def answer_alone(name: str, count: int, folder: Path, options: argparse.Namespac
 
 def peak_memory() -> int:
     """Return the most bytes that this process has held; not those of the one it was started from."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    for line in lines:
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return flatness.memory("VmHWM") or most
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -68,18 +68,18 @@ def measure(reader: Reader, folder: Path, options: argparse.Namespace) -> list[d
                     "questions": (part + 1) * count // PARTS,
                     "new": round(statistics.median(new), 5),
                     "again": round(statistics.median(again), 5),
-                    "mib": held_memory() // 2**20,
+                    "mib": memory("VmRSS") // 2**20,
                 }
             )
         report.show(last=True)
     return rows
 
 
-def held_memory() -> int:
-    """Return the bytes that this process holds now; 0 where the system does not tell."""
+def memory(kind: str) -> int:
+    """Return the bytes that this process holds now (VmRSS) or held at most (VmHWM); 0 where no system tells."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")), 0)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{kind}:")), 0)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -75,8 +75,8 @@ def load(settings: Settings) -> Service:
         raise InputError(
             f"store {settings.store} was built by reader {name}, not to be loaded ({error}); {cure}"
         ) from error
-    if settings.dtype == INT8:
-        reader.round_weights()  # loaded as int8 it is already, but not with --editable
+    if settings.dtype == INT8 and dtype != INT8:  # with --editable: loaded in the precision of the store
+        reader.round_weights()
     settings = settings.model_copy(update={"reader": name})
     opened = OpenStore.open(settings.store, reader, name or "")
     model = Path(name).resolve().name if name and Path(name).is_dir() else reader.name

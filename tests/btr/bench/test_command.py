@@ -257,6 +257,8 @@ def test_new_combinations_stand_beside_one_read_again(
     for wrong in (["--combinations", "9"], ["--combinations", "60", "--passages", "13"]):
         assert main([*SIZES, "--passages", "3", *wrong]) == 2
         assert "use 50 or more, and at most 12 passages" in capsys.readouterr().err
+    assert main([*SIZES, "--combinations", "60", "--passages", "3", "--passage-tokens", "0"]) == 2
+    assert "--passage-tokens is 0; use 1 or more" in capsys.readouterr().err
     assert main([*SIZES, "--combinations", "60", "--passages", "2,3"]) == 2
     assert "of one number of passages" in capsys.readouterr().err
 
